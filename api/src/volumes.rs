@@ -1,0 +1,64 @@
+//! A volume: what a pool holds and a guest sees as a disk.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::condition::Condition;
+use crate::ids::{HostId, ImageId, VmId, VolumeId};
+use crate::names::{Name, Ref};
+use crate::units::{Mib, Millis};
+
+/// Largest volume.
+pub const SIZE_MAX: Mib = Mib(64 * 1024 * 1024);
+
+/// `POST /volumes`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeCreate {
+    /// Unique among volumes.
+    pub name: Name,
+    /// Its size. With `from_image`: at least the image's.
+    pub size: Mib,
+    /// Filled from this raw disk image.
+    #[serde(default)]
+    pub from_image: Option<Ref>,
+}
+
+/// Where a volume is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum VolumePhase {
+    /// Being made or filled.
+    Creating,
+    /// May be used.
+    Ready,
+    /// Could not be made; `condition` says why.
+    Failed,
+    /// Being removed.
+    Deleting,
+}
+
+/// A volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Volume {
+    /// Its id.
+    pub id: VolumeId,
+    /// Its name.
+    pub name: Name,
+    /// The host that holds it.
+    pub host: HostId,
+    /// Its size.
+    pub size: Mib,
+    /// The image it was filled from.
+    pub from_image: Option<ImageId>,
+    /// Its phase.
+    pub phase: VolumePhase,
+    /// The VM it belongs to, if any.
+    pub attached_to: Option<VmId>,
+    /// Why it is not well.
+    pub condition: Option<Condition>,
+    /// When it was created.
+    pub created_at: Millis,
+    /// The revision of its last change.
+    pub revision: u64,
+}
