@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 use crate::condition::Condition;
 use crate::ids::HostId;
 use crate::names::Name;
-use crate::units::{Mib, Millis};
+use crate::units::Mib;
 
 /// What a machine has.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]

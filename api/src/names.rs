@@ -79,15 +79,22 @@ impl fmt::Display for Name {
 }
 
 /// A reference to an object by its id or its name.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-#[schema(value_type = String)]
 pub enum Ref {
     /// By id.
     Id(Uuid),
     /// By name.
     Name(Name),
 }
+
+impl utoipa::PartialSchema for Ref {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+        String::schema()
+    }
+}
+
+impl ToSchema for Ref {}
 
 impl FromStr for Ref {
     type Err = NameError;
