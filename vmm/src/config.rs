@@ -1,0 +1,145 @@
+//! What to build, as asked: the JSON document a supervisor hands to a VM process together with open descriptors.
+//!
+//! Descriptors are plain numbers here, valid in the process that calls [`crate::run`]; each is taken over exactly once.
+//! Nothing is checked beyond the shape: that is [`crate::machine`]'s work.
+
+use serde::{Deserialize, Serialize};
+
+/// The smallest guest that is accepted, in MiB.
+pub const MEMORY_MIN_MIB: u64 = 16;
+/// The largest guest that is accepted, in MiB (1 TiB).
+pub const MEMORY_MAX_MIB: u64 = 1 << 20;
+/// The most vCPUs of one guest: xAPIC identifiers are eight bits wide and 255 is the broadcast.
+pub const VCPUS_MAX: u8 = 128;
+/// The longest kernel command line, terminator included (`COMMAND_LINE_SIZE` of x86 Linux).
+pub const CMDLINE_MAX: usize = 2048;
+
+/// One virtual machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmmConfig {
+    /// The name for messages and thread names.
+    pub name: String,
+    /// Guest RAM in MiB.
+    pub memory_mib: u64,
+    /// Number of virtual processors.
+    pub vcpus: u8,
+    /// What runs first.
+    pub boot: Boot,
+    /// Disks in slot order.
+    #[serde(default)]
+    pub disks: Vec<DiskConfig>,
+    /// Network interfaces, in slot order, after the disks.
+    #[serde(default)]
+    pub nics: Vec<NicConfig>,
+    /// Whether the guest gets a virtio entropy source.
+    #[serde(default)]
+    pub rng: bool,
+    /// `/dev/kvm`, opened read-write.
+    pub kvm_fd: i32,
+    /// A listening unix stream socket that speaks [`crate::control`].
+    pub control_fd: i32,
+    /// A listening unix stream socket; each connection is a view of COM1.
+    pub serial_fd: i32,
+    /// A regular file, rewritten with one JSON [`crate::control::Status`] at every change, so that a daemon that was
+    /// away learns how the machine ended.
+    pub status_fd: i32,
+}
+
+/// How the guest starts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Boot {
+    /// A Linux kernel (bzImage, or ELF with a PVH note) is put into RAM and entered directly.
+    Kernel {
+        /// The kernel file.
+        kernel_fd: i32,
+        /// The initial RAM disk, if there is one.
+        #[serde(default)]
+        initrd_fd: Option<i32>,
+        /// The kernel command line.
+        cmdline: String,
+    },
+}
+
+/// A disk as the guest sees it, over an open raw file or block device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskConfig {
+    /// Name in metrics and messages.
+    pub id: String,
+    /// The volume, opened read-write, or read-only for a read-only disk.
+    pub fd: i32,
+    /// Whether the guest may write.
+    #[serde(default)]
+    pub read_only: bool,
+    /// Serial number the guest reads, at most 20 bytes.
+    #[serde(default)]
+    pub serial: String,
+}
+
+/// A network interface over a tap.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NicConfig {
+    /// Name in metrics and messages.
+    pub id: String,
+    /// Tap queues, one per queue pair, opened with `IFF_VNET_HDR`.
+    pub tap_fds: Vec<i32>,
+    /// Hardware address the guest sees.
+    pub mac: [u8; 6],
+    /// Largest frame payload in bytes.
+    pub mtu: u16,
+}
+
+/// The document is not a machine description.
+#[derive(Debug, thiserror::Error)]
+#[error("the VM configuration is not valid")]
+pub struct ConfigParseError(#[from] serde_json::Error);
+
+impl VmmConfig {
+    /// Reads the JSON form; unknown fields are refused.
+    pub fn from_json(bytes: &[u8]) -> Result<Self, ConfigParseError> {
+        Ok(serde_json::from_slice(bytes)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example() -> VmmConfig {
+        VmmConfig {
+            name: "web".into(),
+            memory_mib: 256,
+            vcpus: 2,
+            boot: Boot::Kernel { kernel_fd: 10, initrd_fd: Some(11), cmdline: "console=ttyS0".into() },
+            disks: vec![DiskConfig { id: "root".into(), fd: 12, read_only: false, serial: "r1".into() }],
+            nics: vec![NicConfig { id: "lan".into(), tap_fds: vec![13], mac: [2, 0, 0, 0, 0, 1], mtu: 1500 }],
+            rng: true,
+            kvm_fd: 3,
+            control_fd: 4,
+            serial_fd: 5,
+            status_fd: 6,
+        }
+    }
+
+    #[test]
+    fn a_config_survives_the_trip_through_json() {
+        let json = serde_json::to_vec(&example()).unwrap();
+        assert_eq!(VmmConfig::from_json(&json).unwrap(), example());
+    }
+
+    #[test]
+    fn unknown_fields_are_refused_at_every_level() {
+        let mut value = serde_json::to_value(example()).unwrap();
+        value["disks"][0]["cache"] = "unsafe".into();
+        assert!(VmmConfig::from_json(value.to_string().as_bytes()).is_err());
+        let mut value = serde_json::to_value(example()).unwrap();
+        value["boot"]["kernel"]["path"] = "/boot".into();
+        assert!(VmmConfig::from_json(value.to_string().as_bytes()).is_err());
+        let mut value = serde_json::to_value(example()).unwrap();
+        value["uuid"] = 1.into();
+        assert!(VmmConfig::from_json(value.to_string().as_bytes()).is_err());
+    }
+}

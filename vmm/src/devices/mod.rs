@@ -1,0 +1,3 @@
+//! Devices: the few of the platform, and virtio.
+
+pub mod virtio;

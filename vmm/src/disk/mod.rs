@@ -1,0 +1,1 @@
+//! What a disk's bytes rest on.

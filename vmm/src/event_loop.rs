@@ -1,0 +1,1 @@
+//! epoll and its subscribers.

@@ -1,0 +1,1 @@
+//! irqfd and MSI routes.

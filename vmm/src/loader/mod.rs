@@ -1,0 +1,1 @@
+//! Putting the first program into guest memory.

@@ -1,0 +1,1 @@
+//! The checked and laid-out machine.

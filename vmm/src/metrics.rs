@@ -1,0 +1,1 @@
+//! Counters the parts hold, read by control.

@@ -1,0 +1,1 @@
+//! What a NIC's frames travel over.

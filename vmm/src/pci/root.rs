@@ -1,0 +1,1 @@
+//! Host bridge and slots.

@@ -1,0 +1,1 @@
+//! A vCPU's thread and its exits.
