@@ -1,1 +1,0 @@
-//! Whether a host can take a VM, and if not why.

@@ -1,0 +1,75 @@
+//! Inside a guest: PID 1 of the machine that runs test programs, or a helper beside the product's own PID 1.
+//!
+//! Which of the two is said on the kernel command line (`lqx.agent=runner`), because one static binary is both.
+
+pub mod runner;
+
+use std::fs::{self, File, OpenOptions};
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::mount::{MountFlags, mount};
+
+/// Where our modules are in the archive, in loading order: `000-virtio.ko` ….
+pub const MODULES: &str = "/lab/modules";
+
+/// `MODULE_INIT_COMPRESSED_FILE` of linux/module.h: the kernel unpacks the module itself.
+const COMPRESSED: i32 = 4;
+
+/// The program: `lab-agent`.
+pub fn main() -> Result<()> {
+    mount_at("proc", "/proc", "proc", "")?;
+    let arguments = fs::read_to_string("/proc/cmdline").context("reading /proc/cmdline")?;
+    match arguments
+        .split_whitespace()
+        .find_map(|word| word.strip_prefix("lqx.agent="))
+    {
+        Some("runner") => runner::serve(),
+        other => bail!("lqx.agent={other:?} is no mode of this program"),
+    }
+}
+
+/// Makes the folder and mounts there.
+pub(crate) fn mount_at(source: &str, target: &str, kind: &str, data: &str) -> Result<()> {
+    fs::create_dir_all(target).with_context(|| format!("creating {target}"))?;
+    let data = std::ffi::CString::new(data)?;
+    mount(source, target, kind, MountFlags::empty(), data.as_c_str())
+        .with_context(|| format!("mounting {kind} on {target}"))
+}
+
+/// Loads every module of [`MODULES`] in order. One that does not load (another CPU's KVM) is none of our business: what needed it will say so.
+pub(crate) fn load_modules() -> Result<()> {
+    let mut files: Vec<_> = fs::read_dir(MODULES)
+        .context("listing modules")?
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
+    files.sort();
+    for path in files {
+        let file = File::open(&path)?;
+        let plain = path.extension().is_some_and(|extension| extension == "ko");
+        let flags = if plain { 0 } else { COMPRESSED };
+        if let Err(error) = rustix::system::finit_module(&file, c"", flags) {
+            eprintln!("lab-agent: {}: {error}", path.display());
+        }
+    }
+    Ok(())
+}
+
+/// Opens a virtio-serial port, waiting for the kernel to find it.
+pub(crate) fn port(device: &str) -> Result<File> {
+    let until = Instant::now() + Duration::from_secs(60);
+    while !Path::new(device).exists() {
+        if Instant::now() > until {
+            bail!("{device} did not appear");
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(device)
+        .with_context(|| format!("opening {device}"))
+}
