@@ -1,0 +1,112 @@
+//! Threads that process queues.
+//!
+//! A worker thread is started with its device and lives as long. It restricts its system calls before it sees anything of
+//! a guest's, then waits for queues. That it exists beforehand matters: a thread made when the guest activates a device
+//! would be made by a vCPU thread, inherit that one's filter, and that one would have to be allowed to make threads.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::chain::BrokenQueue;
+use super::device::{ActivateError, ActiveQueue, Activation};
+use super::wait::{Trigger, Waiter};
+use crate::seccomp::{self, ThreadKind};
+
+/// What a worker thread does between activation and stop.
+pub trait QueueWorker: Send + 'static {
+    /// Processes the queues until `stop` becomes readable, finishes what is in flight, and gives them back.
+    fn run(&mut self, activation: Activation, stop: &EventFd) -> Vec<ActiveQueue>;
+}
+
+/// Why a worker stands still until its device is reset.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The driver has made a queue unusable.
+    #[error(transparent)]
+    Queue(#[from] BrokenQueue),
+    /// The host's kernel refused something.
+    #[error("could not wait for events: {0}")]
+    Wait(#[from] io::Error),
+}
+
+/// Does nothing until `stop` is signalled: all that is left to do for a device whose queue is broken.
+pub fn idle_until(stop: &EventFd) {
+    let wait = || {
+        let mut waiter = Waiter::new()?;
+        waiter.add(stop, 0, Trigger::Level)?;
+        waiter.wait().map(drop)
+    };
+    // If even that is refused the queues go back early, and the device is failed all the same.
+    let _: io::Result<()> = wait();
+}
+
+/// A worker thread as its device holds it.
+#[derive(Debug)]
+pub struct Worker {
+    /// Dropped to end the thread.
+    activations: Option<Sender<Activation>>,
+    stopped: Receiver<Vec<ActiveQueue>>,
+    stop: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+    running: bool,
+}
+
+impl Worker {
+    /// Starts a thread called `name` (of which the kernel keeps 15 bytes).
+    pub fn spawn(name: &str, mut worker: impl QueueWorker) -> io::Result<Self> {
+        let (activations, to_run) = channel::<Activation>();
+        let (give_back, stopped) = channel();
+        let stop = Arc::new(EventFd::new(EFD_NONBLOCK)?);
+        let told_to_stop = stop.clone();
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            if let Err(error) = seccomp::apply(ThreadKind::Worker) {
+                // Its device will say that the worker is gone, and the guest's driver will see that the device failed.
+                use io::Write;
+                let _ = writeln!(io::stderr(), "{error}");
+                return;
+            }
+            while let Ok(activation) = to_run.recv() {
+                let queues = worker.run(activation, &told_to_stop);
+                // Empty already if the worker read it.
+                let _ = told_to_stop.read();
+                if give_back.send(queues).is_err() {
+                    return;
+                }
+            }
+        })?;
+        Ok(Self { activations: Some(activations), stopped, stop, thread: Some(thread), running: false })
+    }
+
+    /// Hands queues over.
+    pub fn start(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        let activations = self.activations.as_ref().ok_or(ActivateError::WorkerGone)?;
+        activations.send(activation).map_err(|_| ActivateError::WorkerGone)?;
+        self.running = true;
+        Ok(())
+    }
+
+    /// Takes the queues back; none if there are none.
+    pub fn stop(&mut self) -> Vec<ActiveQueue> {
+        if !std::mem::take(&mut self.running) {
+            return Vec::new();
+        }
+        // Cannot fail: nobody else writes to it, so the counter is zero.
+        let _ = self.stop.write(1);
+        self.stopped.recv().unwrap_or_default()
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        drop(self.stop());
+        self.activations = None;
+        if let Some(thread) = self.thread.take() {
+            // A worker that panicked has said so on standard error.
+            let _ = thread.join();
+        }
+    }
+}
