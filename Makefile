@@ -1,0 +1,40 @@
+# The front door: `make help` lists what can be asked for.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+CARGO ?= cargo
+TARGET := x86_64-unknown-linux-gnu
+IMAGE := $(CARGO) run --quiet --locked --release -p image --
+# Where downloads and unpacked packages are kept.
+export LQX_CACHE ?= $(CURDIR)/.cache
+
+PACKAGES := apt build-essential cmake cpio dosfstools dpkg e2fsprogs iproute2 kmod lz4 mtools ovmf qemu-system-x86 qemu-utils xorriso xz-utils zstd
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
+
+.PHONY: deps
+deps: ## Install the Debian packages that building and testing need (as root; else prints the command)
+	@missing=(); for p in $(PACKAGES); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing+=($$p); done; \
+	if [ $${#missing[@]} = 0 ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ]; then apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$${missing[@]}"; \
+	else echo "Run this first:"; echo "  sudo apt-get install -y --no-install-recommends $${missing[*]}"; exit 1; fi
+
+.PHONY: binaries
+binaries: ## Build hostd, init and lqx for the image
+	$(CARGO) build --release --locked --workspace --bins
+
+.PHONY: guest
+guest: ## Make the demonstration guest: dist/guest/
+	$(IMAGE) guest
+
+.PHONY: rootfs
+rootfs: binaries ## Make kernel and initramfs for direct boots: dist/vmlinux, dist/initrd.lz4
+	$(IMAGE) rootfs
+
+.PHONY: base-update
+base-update: ## Pin the current versions of the Debian base in image/base/debian.lock
+	$(IMAGE) base-update

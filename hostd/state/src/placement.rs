@@ -1,0 +1,1 @@
+//! Whether a host can take a VM, and if not why.
