@@ -1,6 +1,8 @@
-//! The daemon: from a request's bytes to a running guest.
+//! `hostd`: the one daemon of a limiquantix host. The modules stand in the order a request travels.
 //!
-//! Modules stand in the order a request travels.
+//! The same binary is, by its first argument, the daemon, the sandboxed VM process (`vmm`) and the TUI (`console`).
 
 pub mod cluster;
 pub mod watch;
+
+pub mod console;
