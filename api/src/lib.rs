@@ -24,4 +24,9 @@ pub mod users;
 pub mod vms;
 pub mod volumes;
 
+pub mod endpoints;
+pub mod openapi;
+
+pub mod client;
+
 pub use error::{ApiError, ErrorCode};

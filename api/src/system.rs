@@ -18,6 +18,17 @@ pub enum Mode {
     Run,
 }
 
+/// `GET /health`: public, and so without anything about what runs here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Health {
+    /// Installing or serving.
+    pub mode: Mode,
+    /// Our version.
+    pub version: String,
+    /// Writes are agreed: there is a leader. Always true while installing.
+    pub ready: bool,
+}
+
 /// `GET /system`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct System {

@@ -133,6 +133,18 @@ pub struct User {
     pub created_at: Millis,
 }
 
+/// `POST /users`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UserCreate {
+    /// Unique among users.
+    pub name: Name,
+    /// Password, [`PASSWORD_LEN_MIN`] characters or more.
+    pub password: Secret,
+    /// What they may do.
+    pub role: Role,
+}
+
 /// Who did what.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AuditRecord {
