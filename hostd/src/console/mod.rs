@@ -9,3 +9,6 @@ pub mod event;
 pub mod keys;
 pub mod screens;
 pub mod state;
+pub mod terminal;
+
+pub use terminal::run;
