@@ -2,6 +2,8 @@
 //!
 //! The same binary is, by its first argument, the daemon, the sandboxed VM process (`vmm`) and the TUI (`console`).
 
+pub mod http;
+
 pub mod cluster;
 pub mod watch;
 

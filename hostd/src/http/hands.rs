@@ -1,0 +1,75 @@
+//! What handlers ask of this machine itself: small traits, so that the API is tested without one.
+//!
+//! Agreed state is not here: that is asked of the cluster. Each trait has its real implementation where the work is
+//! done (`host`, `install`, `vms`, `storage`) and a fake in the tests.
+
+use std::io;
+
+use api::ApiError;
+use api::ids::{ImageId, VmId};
+use api::install::{InstallRequest, InstallStatus};
+use api::system::{LogLine, NetworkSettings, PowerAction, System};
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use tokio::net::UnixStream;
+
+/// This machine's own affairs.
+pub trait SystemApi: Send + Sync {
+    /// What is known of this machine. The caller fills in mode, version, host id, fingerprint, revision and promised memory.
+    fn system(&self) -> BoxFuture<'_, Result<System, ApiError>>;
+
+    /// Begins to go down, in order, shortly after this returns: the reply must get out first.
+    fn power(&self, action: PowerAction) -> BoxFuture<'_, Result<(), ApiError>>;
+
+    /// How the management address is got.
+    fn network_get(&self) -> BoxFuture<'_, Result<NetworkSettings, ApiError>>;
+
+    /// Checks, keeps and applies. The connection this came over may break.
+    fn network_set(
+        &self,
+        settings: NetworkSettings,
+    ) -> BoxFuture<'_, Result<NetworkSettings, ApiError>>;
+
+    /// Log lines with a `seq` after this one, oldest first; all that are kept when `None`.
+    fn logs(&self, since: Option<u64>) -> Vec<LogLine>;
+}
+
+/// The installer; only on a machine that was booted from a medium.
+pub trait InstallerApi: Send + Sync {
+    /// The disks and where the installer is.
+    fn status(&self) -> BoxFuture<'_, Result<InstallStatus, ApiError>>;
+
+    /// Checks the request, begins, and gives the status right after. Refuses while it is at work already.
+    fn start(&self, request: InstallRequest) -> BoxFuture<'_, Result<InstallStatus, ApiError>>;
+}
+
+/// The serial consoles of this host's VMs.
+pub trait Consoles: Send + Sync {
+    /// Connects: first comes what was said since power-on, then what is said; what is written is typed.
+    /// `NotFound` or `ConnectionRefused` when the VM has no process here.
+    fn connect(&self, vm: VmId) -> BoxFuture<'_, io::Result<UnixStream>>;
+
+    /// The address that DHCP leased to this MAC address, if known.
+    fn leased_address(&self, mac: &str) -> Option<String> {
+        let _ = mac;
+        None
+    }
+}
+
+/// An upload on its way in. An error means that the client is gone.
+pub type Upload = BoxStream<'static, io::Result<Bytes>>;
+
+/// Where the bytes of images lie on this host.
+pub trait ImageStore: Send + Sync {
+    /// Takes the bytes in. When this returns `Ok`, exactly `size_bytes` bytes with this SHA-256 are on disk for good;
+    /// otherwise nothing is left of them, and the refusal is `checksum_mismatch`, `exhausted`, `in_use` (another
+    /// upload of the same image is under way) or `internal`. Does not tell the cluster: the handler does.
+    fn receive(
+        &self,
+        image: ImageId,
+        size_bytes: u64,
+        sha256: String,
+        bytes: Upload,
+    ) -> BoxFuture<'_, Result<(), ApiError>>;
+}
