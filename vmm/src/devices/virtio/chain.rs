@@ -6,6 +6,7 @@
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
+use crate::disk::IoVec;
 use crate::memory::GuestMemory;
 
 /// The driver has made a queue unusable: the device stops it and asks to be reset.
@@ -26,6 +27,9 @@ pub enum BrokenQueue {
     /// More descriptors than the device allows.
     #[error("a descriptor chain has too many buffers")]
     TooLong,
+    /// No room for a request's header or its status.
+    #[error("a descriptor chain is too short for a request")]
+    Short,
     /// A buffer is not in guest memory.
     #[error("a descriptor points outside of guest memory")]
     Outside,
@@ -175,6 +179,17 @@ impl Segments {
             rest = later;
         }
         data.len() - rest.len()
+    }
+
+    /// Appends where the segments are in this process, for a system call; false if they are not in guest memory.
+    pub fn host_buffers(&self, mem: &GuestMemory, buffers: &mut Vec<IoVec>) -> bool {
+        for segment in &self.list {
+            for slice in GuestMemoryBackend::get_slices(mem, segment.addr, segment.len as usize) {
+                let Ok(slice) = slice else { return false };
+                buffers.push(IoVec::new(slice.ptr_guard_mut().as_ptr(), slice.len()));
+            }
+        }
+        true
     }
 }
 

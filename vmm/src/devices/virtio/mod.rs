@@ -8,6 +8,8 @@ pub mod device;
 
 pub mod rng;
 
+pub mod block;
+
 pub mod chain;
 pub mod fault;
 pub mod wait;

@@ -1,0 +1,136 @@
+//! A disk as the transport sees it.
+
+use std::io;
+use std::sync::Arc;
+
+use super::metrics::BlockCounters;
+use super::request::{Limits, SECTOR, SERIAL_LEN};
+use super::worker::{BlockWorker, SEGMENTS_MAX};
+use crate::devices::virtio::device::{
+    ActivateError, ActiveQueue, Activation, Counters, DeviceKind, VirtioDevice, feature, read_config_bytes,
+};
+use crate::devices::virtio::worker::Worker;
+use crate::disk::{Access, DiskBackend};
+
+/// Requests the driver can have queued.
+const QUEUE_SIZE: u16 = 256;
+/// Most sectors of one discard or write-zeroes request: 1 GiB, so that one request does not keep others waiting long.
+const RANGE_SECTORS_MAX: u32 = 1 << 21;
+/// A volume frees space by 4 KiB.
+const DISCARD_ALIGNMENT: u32 = 8;
+
+/// Feature bits (virtio 1.3 §5.2.3).
+const SEG_MAX: u64 = 1 << 2;
+const READ_ONLY: u64 = 1 << 5;
+const BLOCK_SIZE: u64 = 1 << 6;
+const FLUSH: u64 = 1 << 9;
+const MULTI_QUEUE: u64 = 1 << 12;
+const DISCARD: u64 = 1 << 13;
+const WRITE_ZEROES: u64 = 1 << 14;
+
+/// What a disk is to be.
+#[derive(Debug, Clone)]
+pub struct BlockConfig {
+    /// Name in messages.
+    pub id: String,
+    /// Serial number; what is beyond 20 bytes is cut off.
+    pub serial: String,
+    /// What the guest may do.
+    pub access: Access,
+    /// Number of queues, at least one; all are served by the same thread.
+    pub queues: u16,
+}
+
+/// A virtio disk.
+pub struct Block {
+    features: u64,
+    queue_sizes: Vec<u16>,
+    config: [u8; 60],
+    worker: Worker,
+    counters: Arc<BlockCounters>,
+}
+
+impl Block {
+    /// An idle disk over `backend`.
+    pub fn new(config: &BlockConfig, backend: Box<dyn DiskBackend>) -> io::Result<Self> {
+        let sectors = backend.size() / SECTOR;
+        let queues = config.queues.max(1);
+        let mut features = feature::COMMON | SEG_MAX | BLOCK_SIZE | FLUSH;
+        features |= match config.access {
+            Access::ReadOnly => READ_ONLY,
+            Access::ReadWrite => DISCARD | WRITE_ZEROES,
+        };
+        if queues > 1 {
+            features |= MULTI_QUEUE;
+        }
+        let counters = Arc::new(BlockCounters::new(&config.id));
+        let limits = Limits { size: sectors * SECTOR, access: config.access };
+        let worker = BlockWorker::new(backend, limits, serial(&config.serial), counters.clone());
+        Ok(Self {
+            features,
+            queue_sizes: vec![QUEUE_SIZE; usize::from(queues)],
+            config: config_bytes(sectors, queues),
+            worker: Worker::spawn(&format!("disk-{}", config.id), worker)?,
+            counters,
+        })
+    }
+}
+
+fn serial(text: &str) -> [u8; SERIAL_LEN] {
+    let mut serial = [0; SERIAL_LEN];
+    for (to, from) in serial.iter_mut().zip(text.bytes()) {
+        *to = from;
+    }
+    serial
+}
+
+/// `struct virtio_blk_config` (virtio 1.3 §5.2.4).
+fn config_bytes(sectors: u64, queues: u16) -> [u8; 60] {
+    let mut config = [0; 60];
+    let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, &sectors.to_le_bytes());
+    // Besides data, a chain has the header and the status.
+    put(12, &(SEGMENTS_MAX as u32 - 2).to_le_bytes());
+    put(20, &(SECTOR as u32).to_le_bytes());
+    put(34, &queues.to_le_bytes());
+    put(36, &RANGE_SECTORS_MAX.to_le_bytes());
+    put(40, &1_u32.to_le_bytes());
+    put(44, &DISCARD_ALIGNMENT.to_le_bytes());
+    put(48, &RANGE_SECTORS_MAX.to_le_bytes());
+    put(52, &1_u32.to_le_bytes());
+    put(56, &[1]);
+    config
+}
+
+impl VirtioDevice for Block {
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Block
+    }
+
+    fn features(&self) -> u64 {
+        self.features
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &self.queue_sizes
+    }
+
+    fn config_read(&self, offset: u64, data: &mut [u8]) {
+        read_config_bytes(&self.config, offset, data);
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        if activation.queues.is_empty() {
+            return Err(ActivateError::QueueMissing { index: 0 });
+        }
+        self.worker.start(activation)
+    }
+
+    fn stop(&mut self) -> Vec<ActiveQueue> {
+        self.worker.stop()
+    }
+
+    fn counters(&self) -> Arc<dyn Counters> {
+        self.counters.clone()
+    }
+}

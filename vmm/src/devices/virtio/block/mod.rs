@@ -1,0 +1,15 @@
+//! Block device (virtio 1.3 §5.2).
+//!
+//! [`request`] says what a descriptor chain asks for; [`worker`] is the thread that carries it to a
+//! [`crate::disk::DiskBackend`] and back; [`device`] is what the transport sees; [`metrics`] what is counted.
+
+pub mod device;
+pub mod request;
+pub mod worker;
+
+pub mod metrics;
+
+#[cfg(test)]
+mod tests;
+
+pub use device::{Block, BlockConfig};
