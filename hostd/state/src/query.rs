@@ -8,6 +8,7 @@ use api::users::{Token, User};
 use api::vms::Vm;
 use api::volumes::Volume;
 
+use crate::can;
 use crate::hosts::HostRecord;
 use crate::images::ImageRecord;
 use crate::networks::NetworkRecord;
@@ -36,7 +37,7 @@ impl State {
             generation: vm.generation,
             last_exit: vm.last_exit.clone(),
             condition: vm.condition.clone(),
-            can: Vec::new(),
+            can: can::all(self, vm),
             created_at: vm.created_at,
             revision: vm.revision,
         }

@@ -1,4 +1,27 @@
-//! A VM's record.
+//! A VM's life.
+//!
+//! ```text
+//!                    start: generation+1                 report: running            paused
+//!   create ─► Stopped ─────────────► Starting ──────────────────────► Running ◄──────────► Paused
+//!              ▲  ▲                   │  │  ▲                          │  │                  │
+//!              │  │      launch failed│  │  └─ guest reset, crash with  │  │                  │
+//!              │  │                   ▼  │     on_crash=restart,        │  │ stop, kill, reboot
+//!              │  └───────start── Failed◄┼──── host down: generation+1 ─┤  │                  │
+//!              │                         │     (any other crash: Failed)│  ▼                  ▼
+//!              │    ended                └───────────────────────────────► Stopping ◄────────┘
+//!              ├──────────────────────────────────────────────────────────┘   │
+//!              └── guest power-off, from any of the upper row                 └─ reboot: Starting, generation+1
+//!
+//!   Stopped, Failed ──delete──► Deleting ──removed──► gone
+//! ```
+//!
+//! Users move it by [`life`], its host's reports by [`observed`]. A report carries the generation it is about; when
+//! that is not the current one, the report is void: the VM was started again since.
+
+pub(crate) mod spec;
+
+pub(crate) mod life;
+pub(crate) mod observed;
 
 use api::condition::Condition;
 use api::ids::{HostId, TaskId, VmId};
