@@ -17,5 +17,9 @@ pub mod accel;
 pub mod process;
 pub mod qmp;
 
+pub mod media;
+pub mod serial;
+
 pub mod agent;
+pub mod machine;
 pub mod runner;

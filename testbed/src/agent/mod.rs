@@ -2,6 +2,8 @@
 //!
 //! Which of the two is said on the kernel command line (`lqx.agent=runner`), because one static binary is both.
 
+pub mod client;
+pub mod helper;
 pub mod runner;
 
 use std::fs::{self, File, OpenOptions};
@@ -20,13 +22,18 @@ const COMPRESSED: i32 = 4;
 
 /// The program: `lab-agent`.
 pub fn main() -> Result<()> {
-    mount_at("proc", "/proc", "proc", "")?;
-    let arguments = fs::read_to_string("/proc/cmdline").context("reading /proc/cmdline")?;
+    if std::env::args().nth(1).as_deref() == Some("helper") {
+        return helper::serve();
+    }
+    // Not at /proc: beside the product, that place is its own to mount.
+    mount_at("proc", "/lab/proc", "proc", "")?;
+    let arguments = fs::read_to_string("/lab/proc/cmdline").context("reading the command line")?;
     match arguments
         .split_whitespace()
         .find_map(|word| word.strip_prefix("lqx.agent="))
     {
         Some("runner") => runner::serve(),
+        Some("helper") => helper::become_init(),
         other => bail!("lqx.agent={other:?} is no mode of this program"),
     }
 }

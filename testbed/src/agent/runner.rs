@@ -54,6 +54,7 @@ const HOST_OPTIONS: &str = "trans=virtio,version=9p2000.L,msize=512000";
 /// Runs until the machine is switched off.
 pub fn serve() -> Result<()> {
     for (source, target, kind) in [
+        ("proc", "/proc", "proc"),
         ("sysfs", "/sys", "sysfs"),
         ("dev", "/dev", "devtmpfs"),
         ("pts", "/dev/pts", "devpts"),

@@ -1,0 +1,99 @@
+//! Disks and media of test machines: copies, blanks, seeds.
+
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use rustix::fs::SeekFrom as Holes;
+
+use crate::needs;
+
+/// A blank disk of `bytes`, taking no space until written.
+pub fn blank(path: &Path, bytes: u64) -> Result<()> {
+    let file = File::create(path).with_context(|| format!("creating {}", path.display()))?;
+    file.set_len(bytes)?;
+    Ok(())
+}
+
+/// Copies a disk; holes stay holes.
+pub fn copy(from: &Path, to: &Path) -> Result<()> {
+    let mut source = File::open(from).with_context(|| format!("opening {}", from.display()))?;
+    let mut target = File::create(to).with_context(|| format!("creating {}", to.display()))?;
+    let length = source.metadata()?.len();
+    target.set_len(length)?;
+    let mut at = 0;
+    while at < length {
+        let Ok(data) = rustix::fs::seek(&source, Holes::Data(at)) else {
+            break;
+        };
+        let hole = rustix::fs::seek(&source, Holes::Hole(data))?;
+        source.seek(SeekFrom::Start(data))?;
+        target.seek(SeekFrom::Start(data))?;
+        std::io::copy(
+            &mut Read::by_ref(&mut source).take(hole - data),
+            &mut target,
+        )
+        .with_context(|| format!("copying to {}", to.display()))?;
+        at = hole;
+    }
+    Ok(())
+}
+
+/// A volume labelled `LQX_SEED` with `seed.toml` on it.
+pub fn seed(path: &Path, seed: &str) -> Result<()> {
+    let format =
+        needs::program("mkfs.vfat").context("mkfs.vfat is not installed (package dosfstools)")?;
+    let copy = needs::program("mcopy").context("mcopy is not installed (package mtools)")?;
+    blank(path, 4 << 20)?;
+    run(Command::new(format).args(["-n", "LQX_SEED"]).arg(path))?;
+    let file = path.with_extension("seed.toml");
+    File::create(&file)?.write_all(seed.as_bytes())?;
+    run(Command::new(copy)
+        .arg("-i")
+        .arg(path)
+        .arg(&file)
+        .arg("::seed.toml"))?;
+    fs::remove_file(&file)?;
+    Ok(())
+}
+
+/// The GUID of a partitioned disk: for an installed one that is the install's own identity.
+pub fn disk_guid(path: &Path) -> Result<uuid::Uuid> {
+    let table = gpt::GptConfig::new()
+        .open(path)
+        .with_context(|| format!("reading the partition table of {}", path.display()))?;
+    Ok(*table.guid())
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let output = command
+        .output()
+        .with_context(|| format!("starting {:?}", command.get_program()))?;
+    if !output.status.success() {
+        bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn a_copied_disk_has_the_same_bytes_and_the_same_holes() {
+        let folder = tempfile::tempdir().unwrap();
+        let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+        blank(&one, 64 << 20).unwrap();
+        let mut file = File::options().write(true).open(&one).unwrap();
+        file.seek(SeekFrom::Start(32 << 20)).unwrap();
+        file.write_all(b"data").unwrap();
+        drop(file);
+        copy(&one, &two).unwrap();
+        assert!(fs::read(&one).unwrap() == fs::read(&two).unwrap());
+        assert!(fs::metadata(&two).unwrap().blocks() * 512 < 1 << 20);
+    }
+}
