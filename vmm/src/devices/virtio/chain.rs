@@ -3,8 +3,10 @@
 //! `virtio-queue` bounds every walk, but ends a broken chain as if it were a short one. Here a chain is taken apart into
 //! its readable and its writable part, whole or not at all, into vectors that are used again for the next one.
 
+use std::sync::atomic::{Ordering, fence};
+
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend};
 
 use crate::disk::IoVec;
 use crate::memory::GuestMemory;
@@ -35,6 +37,9 @@ pub enum BrokenQueue {
     Outside,
 }
 
+/// Flag in the available ring: the driver is looking already (virtio 1.3 §2.7.7).
+const NO_INTERRUPT: u16 = 1;
+
 /// Takes the next chain that the driver has made available.
 pub fn pop<'m>(
     queue: &mut Queue,
@@ -47,6 +52,47 @@ pub fn pop<'m>(
 /// Gives a chain back to the driver, with the number of bytes written to it.
 pub fn push_used(queue: &mut Queue, mem: &GuestMemory, head: u16, len: u32) -> Result<(), BrokenQueue> {
     queue.add_used(mem, head, len).map_err(|_| BrokenQueue::Used)
+}
+
+/// Gives several chains back at once: the driver sees all of them or none.
+pub fn push_used_together(queue: &mut Queue, mem: &GuestMemory, entries: &[(u16, u32)]) -> Result<(), BrokenQueue> {
+    let size = queue.size();
+    if entries.len() > usize::from(size) || entries.iter().any(|(head, _)| *head >= size) {
+        return Err(BrokenQueue::Used);
+    }
+    let used = GuestAddress(queue.used_ring());
+    let mut index = queue.next_used();
+    for (head, len) in entries {
+        // The whole ring was found in guest memory when the queue was enabled, so no sum overflows.
+        let at = used.unchecked_add(4 + 8 * u64::from(index % size));
+        let entry = u64::from(*head) | u64::from(*len) << 32;
+        mem.write_obj(entry.to_le_bytes(), at).map_err(|_| BrokenQueue::Used)?;
+        index = index.wrapping_add(1);
+    }
+    // The entries before the index that says that they are there.
+    mem.store(index.to_le(), used.unchecked_add(2), Ordering::Release).map_err(|_| BrokenQueue::Used)?;
+    queue.set_next_used(index);
+    Ok(())
+}
+
+/// Whether the driver wants to be interrupted for what was pushed since the used index was `since`. For queues that are
+/// given back to by [`push_used_together`], which [`wants_interrupt`] does not know of.
+pub fn wants_interrupt_since(queue: &Queue, mem: &GuestMemory, since: u16) -> Result<bool, BrokenQueue> {
+    let now = queue.next_used();
+    if now == since {
+        return Ok(false);
+    }
+    // What was pushed must be visible before we look at what the driver wants.
+    fence(Ordering::SeqCst);
+    let available = GuestAddress(queue.avail_ring());
+    let load = |at| mem.load::<u16>(at, Ordering::Relaxed).map(u16::from_le).map_err(|_| BrokenQueue::Available);
+    if queue.event_idx_enabled() {
+        let event = load(available.unchecked_add(4 + 2 * u64::from(queue.size())))?;
+        // virtio 1.3 §2.7.7.2, vring_need_event().
+        Ok(now.wrapping_sub(event).wrapping_sub(1) < now.wrapping_sub(since))
+    } else {
+        Ok(load(available)? & NO_INTERRUPT == 0)
+    }
 }
 
 /// Whether the driver wants to be interrupted for what was pushed since the last call.
@@ -134,6 +180,18 @@ impl Segments {
         self.list.drain(..gone);
         self.len -= count;
         true
+    }
+
+    /// Where the byte at `offset` is.
+    pub fn address_of(&self, offset: usize) -> Option<GuestAddress> {
+        let mut left = offset as u64;
+        for segment in &self.list {
+            if left < u64::from(segment.len) {
+                return Some(GuestAddress(segment.addr.0.wrapping_add(left)));
+            }
+            left -= u64::from(segment.len);
+        }
+        None
     }
 
     /// Takes the last byte away and says where it is.
@@ -330,6 +388,29 @@ mod tests {
         ring.set_available_index(5);
         let mem = ring.mem.clone();
         assert_eq!(pop(&mut ring.queue(), &mem).map(drop), Err(BrokenQueue::Available));
+    }
+
+    #[test]
+    fn chains_given_back_together_appear_together_and_interrupt_as_the_driver_asked() {
+        let mut ring = DriverRing::new(memory(), 4);
+        let mem = ring.mem.clone();
+        let mut queue = ring.queue();
+        push_used_together(&mut queue, &mem, &[(3, 7), (1, 8), (2, 9)]).unwrap();
+        assert_eq!(ring.take_used(), [(3, 7), (1, 8), (2, 9)]);
+        push_used_together(&mut queue, &mem, &[(0, 1), (1, 2)]).unwrap();
+        assert_eq!(ring.take_used(), [(0, 1), (1, 2)], "around the end of the ring");
+        assert_eq!(push_used_together(&mut queue, &mem, &[(4, 0)]), Err(BrokenQueue::Used));
+        assert_eq!(push_used_together(&mut queue, &mem, &[(0, 0); 5]), Err(BrokenQueue::Used));
+
+        assert_eq!(wants_interrupt_since(&queue, &mem, 0), Ok(true));
+        assert_eq!(wants_interrupt_since(&queue, &mem, 5), Ok(false), "nothing new");
+        ring.write(ring.available, &[1, 0]);
+        assert_eq!(wants_interrupt_since(&queue, &mem, 0), Ok(false));
+        queue.set_event_idx(true);
+        for (event, wanted) in [(1_u16, false), (2, true), (4, true), (5, false)] {
+            ring.write(ring.available + 4 + 8, &event.to_le_bytes());
+            assert_eq!(wants_interrupt_since(&queue, &mem, 2), Ok(wanted), "after entry {event}");
+        }
     }
 
     #[test]

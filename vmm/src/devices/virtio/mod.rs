@@ -9,6 +9,7 @@ pub mod device;
 pub mod rng;
 
 pub mod block;
+pub mod net;
 
 pub mod chain;
 pub mod fault;

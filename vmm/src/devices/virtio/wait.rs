@@ -41,8 +41,17 @@ impl Waiter {
 
     /// Waits until something is readable and gives the tokens.
     pub fn wait(&mut self) -> io::Result<impl Iterator<Item = u64> + '_> {
+        self.wait_for(-1)
+    }
+
+    /// Gives the tokens of what is readable now.
+    pub fn look(&mut self) -> io::Result<impl Iterator<Item = u64> + '_> {
+        self.wait_for(0)
+    }
+
+    fn wait_for(&mut self, timeout_ms: i32) -> io::Result<impl Iterator<Item = u64> + '_> {
         let count = loop {
-            match self.epoll.wait(-1, &mut self.events) {
+            match self.epoll.wait(timeout_ms, &mut self.events) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 result => break result?,
             }

@@ -29,8 +29,8 @@ pub enum ServeError {
     #[error(transparent)]
     Queue(#[from] BrokenQueue),
     /// The host's kernel refused something.
-    #[error("could not wait for events: {0}")]
-    Wait(#[from] io::Error),
+    #[error("the host refused: {0}")]
+    Host(#[from] io::Error),
 }
 
 /// Does nothing until `stop` is signalled: all that is left to do for a device whose queue is broken.
