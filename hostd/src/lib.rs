@@ -7,4 +7,16 @@ pub mod http;
 pub mod cluster;
 pub mod watch;
 
+pub mod reconcile;
+
+pub mod network;
+pub mod storage;
+pub mod vms;
+
+pub mod vmm_child;
+
 pub mod console;
+
+pub mod report;
+
+pub mod fake;
