@@ -50,32 +50,42 @@ impl GuestKernel {
         };
         let modules = match env::var_os("LQX_RUNNER_MODULES") {
             Some(path) => PathBuf::from(path),
-            None => unpacked_modules(&cache())
-                .context("the kernel's modules are not in the cache: `make uki` fetches them")?,
+            None => unpacked_modules(&cache(), &release(&kernel)?)?,
         };
         Ok(Self { kernel, modules })
     }
 }
 
-/// The newest `lib/modules/<release>` with a `modules.dep` in the unpacked packages, at most five folders deep.
-fn unpacked_modules(top: &Path) -> Option<PathBuf> {
-    fn search(folder: &Path, depth: u32, found: &mut Vec<PathBuf>) {
-        let Ok(entries) = folder.read_dir() else {
-            return;
-        };
-        for entry in entries.flatten() {
-            let path = entry.path();
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                if path.join("modules.dep").is_file() && path.join("kernel").is_dir() {
-                    found.push(path);
-                } else if depth > 0 {
-                    search(&path, depth - 1, found);
-                }
-            }
-        }
-    }
-    let mut found = Vec::new();
-    search(top, 6, &mut found);
-    found.sort();
-    found.pop()
+/// The release an ELF kernel says it is, for instance `6.1.0-50-amd64`.
+fn release(kernel: &Path) -> Result<String> {
+    let bytes = std::fs::read(kernel).with_context(|| format!("reading {}", kernel.display()))?;
+    let said = regex::bytes::Regex::new(r"Linux version ([0-9][^ ]+) ")?;
+    let found = said.captures(&bytes).with_context(|| {
+        format!(
+            "{} does not say its release: not an ELF kernel?",
+            kernel.display()
+        )
+    })?;
+    Ok(String::from_utf8_lossy(&found[1]).into_owned())
+}
+
+/// `lib/modules/<release>` in the unpacked packages of the cache.
+fn unpacked_modules(cache: &Path, release: &str) -> Result<PathBuf> {
+    let packages = cache.join("base");
+    let entries = packages.read_dir().with_context(|| {
+        format!(
+            "{}: `make rootfs` unpacks the kernel there",
+            packages.display()
+        )
+    })?;
+    entries
+        .flatten()
+        .map(|entry| entry.path().join("lib/modules").join(release))
+        .find(|modules| modules.join("modules.dep").is_file())
+        .with_context(|| {
+            format!(
+                "no modules of kernel {release} below {}: `make rootfs` fetches them",
+                packages.display()
+            )
+        })
 }

@@ -23,3 +23,9 @@ pub mod serial;
 pub mod agent;
 pub mod machine;
 pub mod runner;
+
+pub mod console;
+pub mod expect;
+pub mod guest;
+pub mod lab;
+pub mod tls;

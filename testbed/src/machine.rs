@@ -88,6 +88,8 @@ pub struct MachineConfig {
     pub disks: Vec<Disk>,
     /// A CD.
     pub cdrom: Option<PathBuf>,
+    /// Firmware tries the CD before the disks.
+    pub cd_first: bool,
     /// A raw medium with a seed.
     pub seed: Option<PathBuf>,
     /// TCP ports of the machine to be reached from here.
@@ -114,6 +116,7 @@ impl MachineConfig {
             boot,
             disks: Vec::new(),
             cdrom: None,
+            cd_first: false,
             seed: None,
             ports: vec![443],
             outside: false,
@@ -408,8 +411,9 @@ fn disk_arguments(config: &MachineConfig) -> Vec<String> {
         add(
             format!("if=none,id=disk{number},format=raw,discard=unmap,file={path}"),
             format!(
-                "{model},drive=disk{number},serial={},bootindex={number}",
-                disk.serial
+                "{model},drive=disk{number},serial={},bootindex={}",
+                disk.serial,
+                number + 1
             ),
         );
     }
@@ -428,7 +432,10 @@ fn disk_arguments(config: &MachineConfig) -> Vec<String> {
                 "if=none,id=cd,format=raw,media=cdrom,readonly=on,file={}",
                 path.display()
             ),
-            "ide-cd,drive=cd,bootindex=90".to_owned(),
+            format!(
+                "ide-cd,drive=cd,bootindex={}",
+                if config.cd_first { 0 } else { 90 }
+            ),
         );
     }
     arguments

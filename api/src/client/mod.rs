@@ -143,7 +143,7 @@ impl Client {
     pub async fn call<Q: RequestBody, R: ReplyBody>(
         &self,
         endpoint: &Endpoint<Q, R>,
-        path: &[&dyn Display],
+        path: &[&(dyn Display + Sync)],
         query: &[(&str, u64)],
         body: &Q::Value,
     ) -> Result<R::Value, ClientError> {
@@ -156,7 +156,7 @@ impl Client {
     pub async fn call_with_key<Q: RequestBody, R: ReplyBody>(
         &self,
         endpoint: &Endpoint<Q, R>,
-        path: &[&dyn Display],
+        path: &[&(dyn Display + Sync)],
         query: &[(&str, u64)],
         body: &Q::Value,
         key: Option<&str>,
@@ -277,7 +277,7 @@ fn finish(
         .map_err(|e| ClientError::Invalid(e.to_string()))
 }
 
-fn uri(info: &Info, path: &[&dyn Display], query: &[(&str, u64)]) -> String {
+fn uri(info: &Info, path: &[&(dyn Display + Sync)], query: &[(&str, u64)]) -> String {
     let mut values = path.iter();
     let mut uri = String::new();
     for part in info.full_path().split('/').skip(1) {

@@ -1,0 +1,117 @@
+//! From the medium to the disk, as a newcomer does it: UEFI, ISO, an empty machine.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use api::system::Mode;
+use testbed::artifacts::dist;
+use testbed::expect::secs;
+use testbed::lab::{Appliance, BOOT, Lab, lab_test};
+use testbed::machine::{Boot, Machine, MachineConfig};
+use testbed::media;
+
+/// Figures of the issue: it installs and runs on a host of 2 GiB and 8 GB.
+const DISK_BYTES: u64 = 8_000_000_000;
+
+fn from_iso(lab: &Lab, disk: &Path, seed: Option<&str>) -> Result<Machine> {
+    let mut config = MachineConfig::new("installer", Boot::Firmware).disk(disk);
+    config.cdrom = Some(dist("limiquantix.iso")?);
+    if let Some(text) = seed {
+        let path = lab.file("seed.raw");
+        media::seed(&path, text)?;
+        config.seed = Some(path);
+    }
+    config.start(lab.folder())
+}
+
+/// ISO and seed: nobody touches it, and it comes up from its own disk. The medium stays in, as it does in a real rack.
+#[test]
+fn a_seed_installs_without_anybody() -> Result<()> {
+    lab_test("a_seed_installs_without_anybody", async |lab| {
+        let disk = lab.file("disk.raw");
+        media::blank(&disk, DISK_BYTES)?;
+        let seed = "[install]\ndisk = \"lab-disk-0\"\nhostname = \"seeded\"\n";
+        let machine = from_iso(lab, &disk, Some(seed))?;
+        // Installing, restarting, booting from the disk, and its status screen: all of it must pass by for this to appear.
+        let appliance = lab.keep(Appliance::enrol(machine, BOOT).await?)?;
+        let system = appliance.api.system_get().await?;
+        ensure!(system.mode == Mode::Run, "{system:?}");
+        ensure!(
+            system
+                .hostname
+                .as_ref()
+                .is_some_and(|name| name.as_str() == "seeded"),
+            "{system:?}"
+        );
+        let hosts = appliance.api.host_list().await?.items;
+        ensure!(hosts.len() == 1 && hosts[0].inventory.kvm, "{hosts:?}");
+
+        // Without the medium, from the disk alone; what was enrolled is still there.
+        let access = lab.cut_power()?;
+        let machine = MachineConfig::new("installed", Boot::Firmware)
+            .disk(&disk)
+            .start(lab.folder())?;
+        let appliance = lab.keep(Appliance::known(machine, access)?)?;
+        appliance.ready(BOOT).await?;
+        let system = appliance.api.system_get().await?;
+        ensure!(system.mode == Mode::Run, "{system:?}");
+        Ok(())
+    })
+}
+
+/// A disk with something on it and a seed that does not say it may go: nothing is written, and the screen says why.
+#[test]
+fn a_disk_with_data_is_not_touched_without_consent() -> Result<()> {
+    lab_test(
+        "a_disk_with_data_is_not_touched_without_consent",
+        async |lab| {
+            let disk = lab.file("disk.raw");
+            // Another, installed system: the case where guessing would hurt most.
+            media::copy(&dist("limiquantix.raw")?, &disk)?;
+            let before = digest(&disk)?;
+            // Its own boot entry would win; the medium is what is to be booted.
+            let mut config = MachineConfig::new("installer", Boot::Firmware).disk(&disk);
+            config.cdrom = Some(dist("limiquantix.iso")?);
+            config.cd_first = true;
+            let seed = lab.file("seed.raw");
+            media::seed(&seed, "[install]\ndisk = \"lab-disk-0\"\n")?;
+            config.seed = Some(seed);
+            let mut machine = config.start(lab.folder())?;
+            machine
+                .serial()
+                .wait_for_screen("(?i)(consent|not blank|erase)", BOOT)?;
+            machine.cut_power()?;
+            ensure!(digest(&disk)? == before, "the disk was written to");
+            Ok(())
+        },
+    )
+}
+
+/// By hand, over the serial line.
+#[test]
+fn a_person_installs_with_the_keyboard() -> Result<()> {
+    lab_test("a_person_installs_with_the_keyboard", async |lab| {
+        let disk = lab.file("disk.raw");
+        media::blank(&disk, DISK_BYTES)?;
+        let machine = from_iso(lab, &disk, None)?;
+        let serial = machine.serial();
+        let short: Duration = secs(60);
+        serial.wait_for_screen("Install: choose the disk", BOOT)?;
+        serial.wait_for_screen("lab-disk-0", short)?;
+        serial.send("\r")?;
+        serial.wait_for_screen("This disk is blank", short)?;
+        serial.send("\r")?;
+        let appliance = lab.keep(Appliance::enrol(machine, BOOT).await?)?;
+        ensure!(appliance.api.system_get().await?.mode == Mode::Run);
+        Ok(())
+    })
+}
+
+fn digest(path: &Path) -> Result<Vec<u8>> {
+    use sha2::{Digest, Sha256};
+    let mut file = std::fs::File::open(path)?;
+    let mut hash = Sha256::new();
+    std::io::copy(&mut file, &mut hash)?;
+    Ok(hash.finalize().to_vec())
+}
