@@ -15,6 +15,10 @@ pub mod vms;
 
 pub mod vmm_child;
 
+pub mod config;
+pub mod host;
+pub mod install;
+
 pub mod console;
 
 pub mod report;

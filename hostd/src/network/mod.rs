@@ -20,6 +20,7 @@ use futures_util::future::BoxFuture;
 use hostd_state::Fault;
 use hostd_state::networks::Subnet;
 
+pub mod address;
 pub mod bridge;
 pub mod dhcp_server;
 pub mod firewall;
