@@ -380,6 +380,21 @@ impl Info {
         self.method != Method::Get
     }
 
+    /// An idempotency key is honoured. Not where the body holds a password (a key keeps a digest of the request for all
+    /// to guess from) or the reply a secret (it is told once), nor where nothing is agreed on.
+    pub fn keyed(&self) -> bool {
+        let secret = [
+            "setup_create",
+            "session_create",
+            "token_create",
+            "user_create",
+        ];
+        self.writes()
+            && self.modes == Modes::Run
+            && self.request != BodyKind::Octets
+            && !secret.contains(&self.name)
+    }
+
     /// `?at_least=` is understood: it reads agreed state.
     pub fn at_least(&self) -> bool {
         !self.writes() && self.modes == Modes::Run && self.reply == BodyKind::Json

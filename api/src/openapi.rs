@@ -108,7 +108,7 @@ fn parameters(endpoint: &Info) -> Vec<Value> {
             "schema": { "type": "integer", "format": "int64", "minimum": 0 },
         }));
     }
-    if endpoint.writes() && endpoint.modes == Modes::Run {
+    if endpoint.keyed() {
         all.push(json!({
             "name": "Idempotency-Key", "in": "header", "required": false,
             "description": "The same key with the same request is done once and answered alike.",

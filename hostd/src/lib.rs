@@ -2,7 +2,9 @@
 //!
 //! The same binary is, by its first argument, the daemon, the sandboxed VM process (`vmm`) and the TUI (`console`).
 
+pub mod auth;
 pub mod http;
+pub mod metrics;
 
 pub mod cluster;
 pub mod watch;

@@ -1,0 +1,203 @@
+//! Images: the record first, then the bytes.
+
+use std::io;
+
+use api::endpoints::{Accepted, List, Removal};
+use api::ids::{ImageId, TaskId};
+use api::images::{Image, ImageCreate, ImagePhase};
+use api::names::Ref;
+use api::units::{Millis, Percent};
+use api::{ApiError, ErrorCode};
+use axum::http::header;
+use futures_util::StreamExt;
+use hostd_state::{Command, Meta, Report};
+use tokio::sync::watch;
+use tokio::time::{Duration, timeout};
+
+use crate::cluster::Cluster;
+use crate::http::call::{Call, Reply, gone_meanwhile, object_of, task_of};
+use crate::http::error::{bad_request, internal, not_found};
+use crate::http::hands::Upload;
+
+/// An upload that stands still for so long is given up.
+const CHUNK_WITHIN: Duration = Duration::from_secs(60);
+/// How often an upload's progress is agreed on, at most.
+const PROGRESS_EVERY: Duration = Duration::from_secs(2);
+
+pub(super) async fn image_list(call: Call) -> Result<Reply, ApiError> {
+    let (items, revision) =
+        call.look(|state| state.images().map(|i| state.image_view(i)).collect())?;
+    Reply::json(&List::<Image> { items, revision }, revision)
+}
+
+pub(super) async fn image_get(call: Call) -> Result<Reply, ApiError> {
+    let reference = call.reference("image")?;
+    let (found, revision) =
+        call.look(|state| state.image_ref(&reference).map(|i| state.image_view(i)))?;
+    Reply::json(
+        &found.ok_or_else(|| not_found("image", &reference))?,
+        revision,
+    )
+}
+
+pub(super) async fn image_create(call: Call) -> Result<Reply, ApiError> {
+    let spec: ImageCreate = call.body()?;
+    let name = spec.name.to_string();
+    let host = call.context.host()?;
+    let command = Command::ImageCreate {
+        image: ImageId::mint(),
+        task: TaskId::mint(),
+        host,
+        spec,
+    };
+    let (revision, outcome) = call.propose(&name, command).await?;
+    let object = now(&call, ImageId(object_of(&outcome)?))?;
+    Reply::json(
+        &Accepted {
+            object,
+            task: task_of(&outcome)?,
+            revision,
+        },
+        revision,
+    )
+}
+
+pub(super) async fn image_delete(call: Call) -> Result<Reply, ApiError> {
+    let reference = call.reference("image")?;
+    let image = match &reference {
+        Ref::Id(id) => ImageId(*id),
+        Ref::Name(_) => {
+            let (found, _) = call.look(|state| state.image_ref(&reference).map(|i| i.id))?;
+            found.ok_or_else(|| not_found("image", &reference))?
+        }
+    };
+    let command = Command::ImageDelete {
+        image,
+        task: TaskId::mint(),
+    };
+    let (revision, outcome) = call.propose(&reference.to_string(), command).await?;
+    Reply::json(
+        &Removal {
+            id: image.0,
+            task: task_of(&outcome)?,
+            revision,
+        },
+        revision,
+    )
+}
+
+pub(super) async fn image_upload(mut call: Call) -> Result<Reply, ApiError> {
+    let reference = call.reference("image")?;
+    let (found, _) = call.look(|state| state.image_ref(&reference).map(|i| state.image_view(i)))?;
+    let image = found.ok_or_else(|| not_found("image", &reference))?;
+    if image.phase != ImagePhase::Uploading {
+        return Err(ApiError::new(
+            ErrorCode::WrongPhase,
+            format!("image `{}` is not waiting for its bytes", image.name),
+            "create another image for other bytes",
+        ));
+    }
+    right_length(&call, image.size_bytes)?;
+    let (told, progress) = watch::channel(0_u64);
+    let bytes = counted(&mut call, told, image.size_bytes)?;
+    let reporter = tokio::spawn(report_progress(
+        call.context.cluster()?.clone(),
+        image.id,
+        image.size_bytes,
+        progress,
+    ));
+    let received = call
+        .context
+        .images
+        .receive(image.id, image.size_bytes, image.sha256.clone(), bytes)
+        .await;
+    reporter.abort();
+    if let Err(error) = received {
+        // The record goes on waiting: the same bytes may be sent again.
+        let code = hostd_state::refused::code_name(error.code);
+        call.note(image.name.as_str(), &code).await?;
+        return Err(error);
+    }
+    let command = Command::ImageObserved {
+        image: image.id,
+        report: Report::Ready,
+    };
+    let (revision, _) = call.propose(image.name.as_str(), command).await?;
+    Reply::json(&now(&call, image.id)?, revision)
+}
+
+fn now(call: &Call, id: ImageId) -> Result<Image, ApiError> {
+    let (found, _) = call.look(|state| state.image(id).map(|i| state.image_view(i)))?;
+    found.ok_or_else(|| gone_meanwhile("image"))
+}
+
+/// A wrong length is told before a gigabyte has been sent.
+fn right_length(call: &Call, promised: u64) -> Result<(), ApiError> {
+    let Some(value) = call.headers.get(header::CONTENT_LENGTH) else {
+        return Ok(());
+    };
+    let length: Option<u64> = value.to_str().ok().and_then(|text| text.parse().ok());
+    match length {
+        Some(length) if length == promised => Ok(()),
+        Some(length) => Err(ApiError::new(
+            ErrorCode::ChecksumMismatch,
+            format!("the image has {promised} bytes, this upload {length}"),
+            "send the file that the image was created for",
+        )),
+        None => Err(bad_request("Content-Length is no number")),
+    }
+}
+
+/// The upload's bytes, counted into `told`; longer than promised or standing still is an error.
+fn counted(call: &mut Call, told: watch::Sender<u64>, promised: u64) -> Result<Upload, ApiError> {
+    let body = call
+        .stream
+        .get_mut()
+        .ok()
+        .and_then(Option::take)
+        .ok_or_else(|| internal("the upload has no body", &"no stream"))?;
+    let chunks = Box::pin(body.into_data_stream());
+    let stream =
+        futures_util::stream::unfold(Some((chunks, told, 0_u64)), move |live| async move {
+            let (mut chunks, told, mut got) = live?;
+            match timeout(CHUNK_WITHIN, chunks.next()).await {
+                Err(_) => Some((Err(io::ErrorKind::TimedOut.into()), None)),
+                Ok(None) => None,
+                Ok(Some(Err(error))) => Some((Err(io::Error::other(error)), None)),
+                Ok(Some(Ok(chunk))) => {
+                    got += chunk.len() as u64;
+                    // One chunk over is passed on, so that the store refuses it as a wrong length; no more.
+                    told.send_replace(got);
+                    let rest = (got <= promised).then_some((chunks, told, got));
+                    Some((Ok(chunk), rest))
+                }
+            }
+        });
+    Ok(Box::pin(stream))
+}
+
+async fn report_progress(
+    cluster: Cluster,
+    image: ImageId,
+    promised: u64,
+    mut got: watch::Receiver<u64>,
+) {
+    let mut last = 0;
+    while got.changed().await.is_ok() {
+        let percent =
+            u8::try_from((*got.borrow_and_update()).saturating_mul(100) / promised.max(1))
+                .unwrap_or(99)
+                .min(99);
+        if percent > last {
+            last = percent;
+            let command = Command::ImageObserved {
+                image,
+                report: Report::Progress(Percent(percent)),
+            };
+            if let Err(error) = cluster.propose(Meta::host(Millis::now()), command).await {
+                tracing::debug!(%image, %error, "an upload's progress was not agreed on");
+            }
+            tokio::time::sleep(PROGRESS_EVERY).await;
+        }
+    }
+}
