@@ -10,8 +10,9 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_bindings::{
-    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
-    KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_irqchip, kvm_irq_routing_msi,
+    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
+    KVM_IRQCHIP_PIC_SLAVE, KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_irqchip,
+    kvm_irq_routing_msi,
 };
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -122,7 +123,10 @@ pub struct Interrupts {
 impl Interrupts {
     /// An interrupt table with the pins' default routes. The in-kernel interrupt controllers must exist already.
     pub fn new(links: Arc<dyn EventLinks>) -> Self {
-        Self { links, vectors: Mutex::new(BTreeMap::new()) }
+        Self {
+            links,
+            vectors: Mutex::new(BTreeMap::new()),
+        }
     }
 
     /// Takes a free vector and links its eventfd. It delivers nothing before [`Self::set`] has given it a message.
@@ -132,7 +136,9 @@ impl Interrupts {
             .find(|gsi| !vectors.contains_key(gsi))
             .ok_or(InterruptError::NoVectorLeft)?;
         let eventfd = EventFd::new(EFD_NONBLOCK).map_err(InterruptError::EventFd)?;
-        self.links.link_irq(&eventfd, gsi).map_err(|source| InterruptError::Link { gsi, source })?;
+        self.links
+            .link_irq(&eventfd, gsi)
+            .map_err(|source| InterruptError::Link { gsi, source })?;
         vectors.insert(gsi, None);
         Ok(MsiVector { gsi, eventfd })
     }
@@ -141,7 +147,9 @@ impl Interrupts {
     pub fn release_msi(&self, vector: &MsiVector) -> Result<(), InterruptError> {
         let gsi = vector.gsi;
         let mut vectors = self.lock();
-        self.links.unlink_irq(&vector.eventfd, gsi).map_err(|source| InterruptError::Link { gsi, source })?;
+        self.links
+            .unlink_irq(&vector.eventfd, gsi)
+            .map_err(|source| InterruptError::Link { gsi, source })?;
         match vectors.remove(&gsi) {
             Some(Some(_)) => self.install(&vectors, gsi),
             _ => Ok(()),
@@ -149,8 +157,18 @@ impl Interrupts {
     }
 
     /// Says which message `gsi` sends. Costs a system call only when the message differs from the present one.
-    pub fn set(&self, gsi: u32, address_lo: u32, address_hi: u32, data: u32) -> Result<(), InterruptError> {
-        let message = Some(Message { address_lo, address_hi, data });
+    pub fn set(
+        &self,
+        gsi: u32,
+        address_lo: u32,
+        address_hi: u32,
+        data: u32,
+    ) -> Result<(), InterruptError> {
+        let message = Some(Message {
+            address_lo,
+            address_hi,
+            data,
+        });
         let mut vectors = self.lock();
         match vectors.get_mut(&gsi) {
             None => return Err(InterruptError::NotAPin { gsi }),
@@ -166,15 +184,23 @@ impl Interrupts {
             return Err(InterruptError::NotAPin { gsi });
         }
         let eventfd = EventFd::new(EFD_NONBLOCK).map_err(InterruptError::EventFd)?;
-        self.links.link_irq(&eventfd, gsi).map_err(|source| InterruptError::Link { gsi, source })?;
+        self.links
+            .link_irq(&eventfd, gsi)
+            .map_err(|source| InterruptError::Link { gsi, source })?;
         Ok(eventfd)
     }
 
     fn install(&self, vectors: &Vectors, gsi: u32) -> Result<(), InterruptError> {
         let routes: Vec<_> = pin_routes()
-            .chain(vectors.iter().filter_map(|(&gsi, message)| message.map(|message| msi_route(gsi, message))))
+            .chain(
+                vectors
+                    .iter()
+                    .filter_map(|(&gsi, message)| message.map(|message| msi_route(gsi, message))),
+            )
             .collect();
-        self.links.set_routes(&routes).map_err(|source| InterruptError::Route { gsi, source })
+        self.links
+            .set_routes(&routes)
+            .map_err(|source| InterruptError::Route { gsi, source })
     }
 
     fn lock(&self) -> MutexGuard<'_, Vectors> {
@@ -196,13 +222,21 @@ fn pin_routes() -> impl Iterator<Item = kvm_irq_routing_entry> {
 }
 
 fn irqchip_route(gsi: u32, irqchip: u32, pin: u32) -> kvm_irq_routing_entry {
-    let mut entry = kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_IRQCHIP, ..Default::default() };
+    let mut entry = kvm_irq_routing_entry {
+        gsi,
+        type_: KVM_IRQ_ROUTING_IRQCHIP,
+        ..Default::default()
+    };
     entry.u.irqchip = kvm_irq_routing_irqchip { irqchip, pin };
     entry
 }
 
 fn msi_route(gsi: u32, message: Message) -> kvm_irq_routing_entry {
-    let mut entry = kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_MSI, ..Default::default() };
+    let mut entry = kvm_irq_routing_entry {
+        gsi,
+        type_: KVM_IRQ_ROUTING_MSI,
+        ..Default::default()
+    };
     entry.u.msi = kvm_irq_routing_msi {
         address_lo: message.address_lo,
         address_hi: message.address_hi,
@@ -235,22 +269,40 @@ pub mod fake {
     impl FakeLinks {
         /// Number of routes in the table that was given last.
         pub fn routes(&self) -> usize {
-            self.state.lock().unwrap_or_else(PoisonError::into_inner).routes
+            self.state
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .routes
         }
 
         /// How many times a table was given.
         pub fn routings(&self) -> usize {
-            self.state.lock().unwrap_or_else(PoisonError::into_inner).routings
+            self.state
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .routings
         }
 
         /// Addresses with a doorbell.
         pub fn doorbells(&self) -> Vec<u64> {
-            self.state.lock().unwrap_or_else(PoisonError::into_inner).doorbells.keys().copied().collect()
+            self.state
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .doorbells
+                .keys()
+                .copied()
+                .collect()
         }
 
         /// Interrupts with an eventfd.
         pub fn irqs(&self) -> Vec<u32> {
-            self.state.lock().unwrap_or_else(PoisonError::into_inner).irqs.keys().copied().collect()
+            self.state
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .irqs
+                .keys()
+                .copied()
+                .collect()
         }
     }
 
@@ -263,13 +315,21 @@ pub mod fake {
         }
 
         fn link_irq(&self, fd: &EventFd, gsi: u32) -> io::Result<()> {
-            self.state.lock().unwrap_or_else(PoisonError::into_inner).irqs.insert(gsi, fd.as_raw_fd());
+            self.state
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .irqs
+                .insert(gsi, fd.as_raw_fd());
             Ok(())
         }
 
         fn unlink_irq(&self, _fd: &EventFd, gsi: u32) -> io::Result<()> {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-            state.irqs.remove(&gsi).map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
+            state
+                .irqs
+                .remove(&gsi)
+                .map(drop)
+                .ok_or_else(|| io::ErrorKind::NotFound.into())
         }
 
         fn link_doorbell(&self, fd: &EventFd, address: u64) -> io::Result<()> {
@@ -283,7 +343,11 @@ pub mod fake {
 
         fn unlink_doorbell(&self, _fd: &EventFd, address: u64) -> io::Result<()> {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-            state.doorbells.remove(&address).map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
+            state
+                .doorbells
+                .remove(&address)
+                .map(drop)
+                .ok_or_else(|| io::ErrorKind::NotFound.into())
         }
     }
 }
@@ -323,7 +387,10 @@ mod tests {
     fn only_known_interrupts_can_be_named() {
         let interrupts = Interrupts::new(Arc::new(FakeLinks::default()));
         assert!(interrupts.set(30, 0, 0, 0).is_err());
-        assert_eq!(interrupts.pin(24).unwrap_err().to_string(), "interrupt 24 is not one of the 24 pins");
+        assert_eq!(
+            interrupts.pin(24).unwrap_err().to_string(),
+            "interrupt 24 is not one of the 24 pins"
+        );
         assert!(interrupts.pin(4).is_ok());
     }
 
@@ -331,7 +398,12 @@ mod tests {
     fn vectors_run_out_with_an_error() {
         // Each vector costs a descriptor; the table is filled directly.
         let interrupts = Interrupts::new(Arc::new(FakeLinks::default()));
-        interrupts.lock().extend((IOAPIC_PINS..IOAPIC_PINS + MSI_MAX).map(|gsi| (gsi, None)));
-        assert!(matches!(interrupts.allocate_msi(), Err(InterruptError::NoVectorLeft)));
+        interrupts
+            .lock()
+            .extend((IOAPIC_PINS..IOAPIC_PINS + MSI_MAX).map(|gsi| (gsi, None)));
+        assert!(matches!(
+            interrupts.allocate_msi(),
+            Err(InterruptError::NoVectorLeft)
+        ));
     }
 }

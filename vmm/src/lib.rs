@@ -34,4 +34,7 @@ pub mod fds;
 pub mod metrics;
 pub mod seccomp;
 
+#[cfg(test)]
+mod fuzz;
+
 pub use vm::run;

@@ -32,9 +32,20 @@ pub(crate) struct FakeDisk {
 
 impl FakeDisk {
     pub(crate) fn new(size: usize) -> (Self, Arc<Mutex<Script>>) {
-        let script = Arc::new(Mutex::new(Script { data: vec![0; size], ..Script::default() }));
+        let script = Arc::new(Mutex::new(Script {
+            data: vec![0; size],
+            ..Script::default()
+        }));
         let event = EventFd::new(EFD_NONBLOCK).unwrap();
-        (Self { script: script.clone(), ready: VecDeque::new(), withheld: VecDeque::new(), event }, script)
+        (
+            Self {
+                script: script.clone(),
+                ready: VecDeque::new(),
+                withheld: VecDeque::new(),
+                event,
+            },
+            script,
+        )
     }
 }
 
@@ -54,7 +65,9 @@ fn perform(script: &mut Script, op: DiskOp, buffers: &[IoVec]) -> io::Result<u32
             (offset as usize, len.min(short.unwrap_or(len)))
         }
     };
-    let Some(disk) = data.get_mut(offset..) else { return Ok(0) };
+    let Some(disk) = data.get_mut(offset..) else {
+        return Ok(0);
+    };
     let mut moved = 0;
     for buffer in buffers {
         let here = buffer.len().min(len - moved).min(disk.len() - moved);
@@ -80,7 +93,12 @@ impl DiskBackend for FakeDisk {
         let mut script = self.script.lock().unwrap();
         script.seen.push(op);
         let result = perform(&mut script, op, buffers);
-        if script.withhold { &mut self.withheld } else { &mut self.ready }.push_back((token, result));
+        if script.withhold {
+            &mut self.withheld
+        } else {
+            &mut self.ready
+        }
+        .push_back((token, result));
         Ok(())
     }
 

@@ -45,10 +45,19 @@ fn ring_for(file: &RawFile) -> io::Result<(IoUring, EventFd)> {
 fn entry(op: DiskOp, buffers: &[IoVec]) -> squeue::Entry {
     let (iovecs, count) = (IoVec::as_raw(buffers), buffers.len() as u32);
     match (op, fallocate_mode(op)) {
-        (DiskOp::Read { offset }, _) => opcode::Readv::new(FILE, iovecs, count).offset(offset).build(),
-        (DiskOp::Write { offset }, _) => opcode::Writev::new(FILE, iovecs, count).offset(offset).build(),
-        (_, Some((mode, offset, len))) => opcode::Fallocate::new(FILE, len).offset(offset).mode(mode).build(),
-        (_, None) => opcode::Fsync::new(FILE).flags(types::FsyncFlags::DATASYNC).build(),
+        (DiskOp::Read { offset }, _) => opcode::Readv::new(FILE, iovecs, count)
+            .offset(offset)
+            .build(),
+        (DiskOp::Write { offset }, _) => opcode::Writev::new(FILE, iovecs, count)
+            .offset(offset)
+            .build(),
+        (_, Some((mode, offset, len))) => opcode::Fallocate::new(FILE, len)
+            .offset(offset)
+            .mode(mode)
+            .build(),
+        (_, None) => opcode::Fsync::new(FILE)
+            .flags(types::FsyncFlags::DATASYNC)
+            .build(),
     }
 }
 
@@ -134,15 +143,35 @@ mod tests {
     /// Every backend is held to the same.
     fn behaves(disk: &mut dyn DiskBackend) {
         let mut data = [1_u8; 1024];
-        let buffers = [IoVec::new(data.as_mut_ptr(), 512), IoVec::new(data[512..].as_mut_ptr(), 512)];
+        let buffers = [
+            IoVec::new(data.as_mut_ptr(), 512),
+            IoVec::new(data[512..].as_mut_ptr(), 512),
+        ];
         assert_eq!(disk.size(), 8192);
-        assert_eq!(run(disk, DiskOp::Write { offset: 4096 }, &buffers).unwrap(), 1024);
+        assert_eq!(
+            run(disk, DiskOp::Write { offset: 4096 }, &buffers).unwrap(),
+            1024
+        );
         assert_eq!(run(disk, DiskOp::Flush, &[]).unwrap(), 0);
         data.fill(0);
-        assert_eq!(run(disk, DiskOp::Read { offset: 4096 - 512 }, &buffers).unwrap(), 1024);
+        assert_eq!(
+            run(disk, DiskOp::Read { offset: 4096 - 512 }, &buffers).unwrap(),
+            1024
+        );
         assert_eq!((data[0], data[511], data[512], data[1023]), (7, 7, 1, 1));
-        assert_eq!(run(disk, DiskOp::Read { offset: 8192 - 512 }, &buffers).unwrap(), 512, "short at the end");
-        match run(disk, DiskOp::Discard { offset: 4096, len: 4096 }, &[]) {
+        assert_eq!(
+            run(disk, DiskOp::Read { offset: 8192 - 512 }, &buffers).unwrap(),
+            512,
+            "short at the end"
+        );
+        match run(
+            disk,
+            DiskOp::Discard {
+                offset: 4096,
+                len: 4096,
+            },
+            &[],
+        ) {
             Ok(_) => {
                 run(disk, DiskOp::Read { offset: 4096 }, &buffers).unwrap();
                 assert_eq!(data, [0; 1024]);

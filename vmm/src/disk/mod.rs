@@ -90,7 +90,10 @@ unsafe impl Send for IoVec {}
 impl IoVec {
     /// `len` bytes from `base` on.
     pub fn new(base: *mut u8, len: usize) -> Self {
-        Self(libc::iovec { iov_base: base.cast(), iov_len: len })
+        Self(libc::iovec {
+            iov_base: base.cast(),
+            iov_len: len,
+        })
     }
 
     /// Bytes.

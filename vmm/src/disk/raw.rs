@@ -42,7 +42,9 @@ impl RawFile {
             return Err(OpenRawError::NotAVolume);
         }
         let flags = rustix::fs::fcntl_getfl(&file).map_err(io::Error::from)?;
-        if access == Access::ReadWrite && flags & rustix::fs::OFlags::ACCMODE != rustix::fs::OFlags::RDWR {
+        if access == Access::ReadWrite
+            && flags & rustix::fs::OFlags::ACCMODE != rustix::fs::OFlags::RDWR
+        {
             return Err(OpenRawError::NotWritable);
         }
         let size = file.seek(SeekFrom::End(0))?;
@@ -64,12 +66,25 @@ impl RawFile {
 pub(super) fn fallocate_mode(op: DiskOp) -> Option<(i32, u64, u64)> {
     match op {
         DiskOp::Read { .. } | DiskOp::Write { .. } | DiskOp::Flush => None,
-        DiskOp::Discard { offset, len } | DiskOp::WriteZeroes { offset, len, unmap: true } => {
-            Some((libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, offset, len))
-        }
-        DiskOp::WriteZeroes { offset, len, unmap: false } => {
-            Some((libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE, offset, len))
-        }
+        DiskOp::Discard { offset, len }
+        | DiskOp::WriteZeroes {
+            offset,
+            len,
+            unmap: true,
+        } => Some((
+            libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
+            offset,
+            len,
+        )),
+        DiskOp::WriteZeroes {
+            offset,
+            len,
+            unmap: false,
+        } => Some((
+            libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE,
+            offset,
+            len,
+        )),
     }
 }
 
@@ -84,7 +99,11 @@ pub struct BlockingDisk {
 impl BlockingDisk {
     /// Over an examined file.
     pub fn new(file: RawFile) -> io::Result<Self> {
-        Ok(Self { file, done: VecDeque::new(), event: EventFd::new(EFD_NONBLOCK)? })
+        Ok(Self {
+            file,
+            done: VecDeque::new(),
+            event: EventFd::new(EFD_NONBLOCK)?,
+        })
     }
 }
 
@@ -98,9 +117,13 @@ impl DiskBackend for BlockingDisk {
         let (iovecs, count) = (IoVec::as_raw(buffers), buffers.len() as i32);
         let result = match (op, fallocate_mode(op)) {
             // SAFETY: the caller keeps the buffers valid until completion, which is at once.
-            (DiskOp::Read { offset }, _) => unsafe { libc::preadv(fd, iovecs, count, offset as i64) },
+            (DiskOp::Read { offset }, _) => unsafe {
+                libc::preadv(fd, iovecs, count, offset as i64)
+            },
             // SAFETY: as above.
-            (DiskOp::Write { offset }, _) => unsafe { libc::pwritev(fd, iovecs, count, offset as i64) },
+            (DiskOp::Write { offset }, _) => unsafe {
+                libc::pwritev(fd, iovecs, count, offset as i64)
+            },
             (_, Some((mode, offset, len))) => {
                 // SAFETY: takes no addresses.
                 unsafe { libc::fallocate(fd, mode, offset as i64, len as i64) as isize }
@@ -108,7 +131,11 @@ impl DiskBackend for BlockingDisk {
             // SAFETY: takes no addresses.
             (_, None) => unsafe { libc::fdatasync(fd) as isize },
         };
-        let result = if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as u32) };
+        let result = if result < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(result as u32)
+        };
         self.done.push_back((token, result));
         Ok(())
     }
@@ -142,7 +169,10 @@ mod tests {
     #[test]
     fn only_files_and_block_devices_are_volumes() {
         let (pipe, _) = io::pipe().unwrap();
-        assert!(matches!(RawFile::new(pipe.into(), Access::ReadOnly), Err(OpenRawError::NotAVolume)));
+        assert!(matches!(
+            RawFile::new(pipe.into(), Access::ReadOnly),
+            Err(OpenRawError::NotAVolume)
+        ));
     }
 
     #[test]
@@ -150,7 +180,13 @@ mod tests {
         let named = tempfile::NamedTempFile::new().unwrap();
         named.as_file().set_len(1 << 20).unwrap();
         let read_only = || File::open(named.path()).unwrap().into();
-        assert!(matches!(RawFile::new(read_only(), Access::ReadWrite), Err(OpenRawError::NotWritable)));
-        assert_eq!(RawFile::new(read_only(), Access::ReadOnly).unwrap().size(), 1 << 20);
+        assert!(matches!(
+            RawFile::new(read_only(), Access::ReadWrite),
+            Err(OpenRawError::NotWritable)
+        ));
+        assert_eq!(
+            RawFile::new(read_only(), Access::ReadOnly).unwrap().size(),
+            1 << 20
+        );
     }
 }

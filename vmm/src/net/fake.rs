@@ -20,7 +20,14 @@ impl FakeNet {
         let (ours, theirs) = UnixDatagram::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         theirs.set_nonblocking(true).unwrap();
-        (Self { socket: ours, offloads: Mutex::new(None), attached: Mutex::new(true) }, theirs)
+        (
+            Self {
+                socket: ours,
+                offloads: Mutex::new(None),
+                attached: Mutex::new(true),
+            },
+            theirs,
+        )
     }
 }
 
@@ -31,7 +38,13 @@ impl NetBackend for FakeNet {
 
     unsafe fn send(&self, frame: &[IoVec]) -> io::Result<usize> {
         // SAFETY: the caller says that the buffers are readable during the call.
-        let sent = unsafe { libc::writev(self.socket.as_raw_fd(), IoVec::as_raw(frame), frame.len() as i32) };
+        let sent = unsafe {
+            libc::writev(
+                self.socket.as_raw_fd(),
+                IoVec::as_raw(frame),
+                frame.len() as i32,
+            )
+        };
         usize::try_from(sent).map_err(|_| io::Error::last_os_error())
     }
 

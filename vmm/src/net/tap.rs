@@ -19,7 +19,9 @@ pub enum OpenTapError {
     #[error("the descriptor is not a tap device's")]
     NotATap(#[source] io::Error),
     /// Without these flags frames would be misread.
-    #[error("the tap device was not opened with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR (flags {flags:#x})")]
+    #[error(
+        "the tap device was not opened with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR (flags {flags:#x})"
+    )]
     Flags {
         /// The flags it has.
         flags: i32,
@@ -47,7 +49,13 @@ impl Tap {
         rustix::io::ioctl_fionbio(&tap.file, true).map_err(io::Error::from)?;
         let header_len = HEADER_LEN as libc::c_int;
         // SAFETY: TUNSETVNETHDRSZ reads an int, which outlives the call.
-        check(unsafe { libc::ioctl(tap.file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const header_len) })?;
+        check(unsafe {
+            libc::ioctl(
+                tap.file.as_raw_fd(),
+                libc::TUNSETVNETHDRSZ,
+                &raw const header_len,
+            )
+        })?;
         Ok(tap)
     }
 
@@ -63,7 +71,11 @@ impl Tap {
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 impl NetBackend for Tap {
@@ -73,7 +85,13 @@ impl NetBackend for Tap {
 
     unsafe fn send(&self, frame: &[IoVec]) -> io::Result<usize> {
         // SAFETY: the caller says that the buffers are readable during the call.
-        let sent = unsafe { libc::writev(self.file.as_raw_fd(), IoVec::as_raw(frame), frame.len() as i32) };
+        let sent = unsafe {
+            libc::writev(
+                self.file.as_raw_fd(),
+                IoVec::as_raw(frame),
+                frame.len() as i32,
+            )
+        };
         usize::try_from(sent).map_err(|_| io::Error::last_os_error())
     }
 
@@ -83,19 +101,34 @@ impl NetBackend for Tap {
         // Segments can only be finished by who can finish a checksum.
         if offloads.checksum {
             flags |= bit(offloads.tcp4, libc::TUN_F_TSO4) | bit(offloads.tcp6, libc::TUN_F_TSO6);
-            flags |= bit(offloads.ecn && (offloads.tcp4 || offloads.tcp6), libc::TUN_F_TSO_ECN);
+            flags |= bit(
+                offloads.ecn && (offloads.tcp4 || offloads.tcp6),
+                libc::TUN_F_TSO_ECN,
+            );
         }
         // SAFETY: TUNSETOFFLOAD takes its argument by value.
-        check(unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(flags)) })
+        check(unsafe {
+            libc::ioctl(
+                self.file.as_raw_fd(),
+                libc::TUNSETOFFLOAD,
+                libc::c_ulong::from(flags),
+            )
+        })
     }
 
     fn set_attached(&self, attached: bool) -> io::Result<()> {
         // SAFETY: an ifreq is plain data, for which zeroes are a value.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-        let flag = if attached { libc::IFF_ATTACH_QUEUE } else { libc::IFF_DETACH_QUEUE };
+        let flag = if attached {
+            libc::IFF_ATTACH_QUEUE
+        } else {
+            libc::IFF_DETACH_QUEUE
+        };
         request.ifr_ifru.ifru_flags = flag as libc::c_short;
         // SAFETY: TUNSETQUEUE reads an ifreq, which outlives the call.
-        let done = check(unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNSETQUEUE, &raw const request) });
+        let done = check(unsafe {
+            libc::ioctl(self.file.as_raw_fd(), libc::TUNSETQUEUE, &raw const request)
+        });
         match done {
             // It is as it should be already.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
@@ -115,7 +148,10 @@ mod tests {
     #[test]
     fn what_is_not_a_tap_is_refused() {
         let file = tempfile::tempfile().unwrap();
-        assert!(matches!(Tap::new(file.into()), Err(OpenTapError::NotATap(_))));
+        assert!(matches!(
+            Tap::new(file.into()),
+            Err(OpenTapError::NotATap(_))
+        ));
     }
 
     /// A tap in a network namespace of this test's own thread, or the reason why there is none.
@@ -125,7 +161,11 @@ mod tests {
         if unsafe { libc::unshare(libc::CLONE_NEWNET) } < 0 {
             return Err(fail("no network namespace"));
         }
-        let file = File::options().read(true).write(true).open("/dev/net/tun").map_err(|error| error.to_string())?;
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/net/tun")
+            .map_err(|error| error.to_string())?;
         // SAFETY: an ifreq is plain data, for which zeroes are a value.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
         request.ifr_ifru.ifru_flags = flags as libc::c_short;
@@ -143,11 +183,25 @@ mod tests {
             Err(reason) => return println!("skipped: {reason}"),
         };
         let tap = Tap::new(fd).unwrap();
-        tap.set_offloads(Offloads { checksum: true, tcp4: true, tcp6: true, ecn: true }).unwrap();
-        tap.set_offloads(Offloads { checksum: false, tcp4: true, ..Offloads::default() }).unwrap();
+        tap.set_offloads(Offloads {
+            checksum: true,
+            tcp4: true,
+            tcp6: true,
+            ecn: true,
+        })
+        .unwrap();
+        tap.set_offloads(Offloads {
+            checksum: false,
+            tcp4: true,
+            ..Offloads::default()
+        })
+        .unwrap();
         let refused = tap.receive(&mut [0; 2048]).unwrap_err();
         // A tap that is down says so; one that is up has no frame.
-        assert!(matches!(refused.raw_os_error(), Some(libc::EAGAIN | libc::EIO)), "{refused}");
+        assert!(
+            matches!(refused.raw_os_error(), Some(libc::EAGAIN | libc::EIO)),
+            "{refused}"
+        );
     }
 
     #[test]

@@ -139,7 +139,11 @@ impl ConfigSpace {
         let region = |bar: &MemoryBar| {
             let at = usize::from(bar.register());
             let registers = u64::from(self.u32_at(at)) | u64::from(self.u32_at(at + 4)) << 32;
-            Some(BarRegion { index: bar.index(), address: bar.decode(registers)?, size: bar.size() })
+            Some(BarRegion {
+                index: bar.index(),
+                address: bar.decode(registers)?,
+                size: bar.size(),
+            })
         };
         self.bars.iter().filter_map(region).collect()
     }
@@ -190,7 +194,9 @@ mod tests {
             subsystem_vendor: 0x1af4,
             subsystem: 0x0042,
         });
-        space.add_bar(MemoryBar::new(0, 0x8000).unwrap(), ADDRESS).unwrap();
+        space
+            .add_bar(MemoryBar::new(0, 0x8000).unwrap(), ADDRESS)
+            .unwrap();
         space.add_capability(0x09, &[1, 2, 3], &[]).unwrap();
         let second = space.add_capability(0x11, &[0; 10], &[0x00, 0xc0]).unwrap();
         (space, second)
@@ -226,16 +232,33 @@ mod tests {
         assert_eq!(space.bars(), []);
         space.write(0x10, &u32::MAX.to_le_bytes());
         space.write(0x14, &u32::MAX.to_le_bytes());
-        assert_eq!((space.u32_at(0x10), space.u32_at(0x14)), (0xffff_8004, 0xffff_ffff));
+        assert_eq!(
+            (space.u32_at(0x10), space.u32_at(0x14)),
+            (0xffff_8004, 0xffff_ffff)
+        );
         space.write(COMMAND as u16, &COMMAND_MEMORY.to_le_bytes());
         assert_eq!(space.bars(), []);
         space.write(0x10, &0xe000_1234_u32.to_le_bytes());
         space.write(0x14, &1_u32.to_le_bytes());
-        assert_eq!(space.bars(), [BarRegion { index: 0, address: 0x1_e000_0000, size: 0x8000 }]);
+        assert_eq!(
+            space.bars(),
+            [BarRegion {
+                index: 0,
+                address: 0x1_e000_0000,
+                size: 0x8000
+            }]
+        );
         space.reset();
         assert_eq!(space.bars(), []);
         space.write(COMMAND as u16, &COMMAND_MEMORY.to_le_bytes());
-        assert_eq!(space.bars(), [BarRegion { index: 0, address: ADDRESS, size: 0x8000 }]);
+        assert_eq!(
+            space.bars(),
+            [BarRegion {
+                index: 0,
+                address: ADDRESS,
+                size: 0x8000
+            }]
+        );
     }
 
     #[test]

@@ -45,7 +45,9 @@ struct Vector {
 impl MsixVectors {
     /// Interrupts the guest by `vector`; a number without a vector (such as "none", 0xffff) does nothing.
     pub fn signal(&self, vector: u16) {
-        let Some(vector) = self.vectors.get(usize::from(vector)) else { return };
+        let Some(vector) = self.vectors.get(usize::from(vector)) else {
+            return;
+        };
         if vector.open.load(Ordering::SeqCst) {
             vector.fire();
             return;
@@ -76,7 +78,9 @@ struct Entry {
 }
 
 /// At reset every vector is masked (PCI 3.0 §6.8.2.9).
-const RESET_ENTRY: Entry = Entry { words: [0, 0, 0, ENTRY_MASKED] };
+const RESET_ENTRY: Entry = Entry {
+    words: [0, 0, 0, ENTRY_MASKED],
+};
 
 /// The table as the guest sees it.
 pub struct Msix {
@@ -96,11 +100,23 @@ impl Msix {
         let mut vectors = Vec::with_capacity(usize::from(count));
         for _ in 0..count {
             let msi = interrupts.allocate_msi()?;
-            vectors.push(Vector { msi, open: AtomicBool::new(false), pending: AtomicBool::new(false) });
+            vectors.push(Vector {
+                msi,
+                open: AtomicBool::new(false),
+                pending: AtomicBool::new(false),
+            });
         }
         let table = vec![RESET_ENTRY; usize::from(count)];
-        let shared = Arc::new(MsixVectors { vectors, unroutable: AtomicU64::new(0) });
-        Ok(Self { interrupts, shared, table, delivering: false })
+        let shared = Arc::new(MsixVectors {
+            vectors,
+            unroutable: AtomicU64::new(0),
+        });
+        Ok(Self {
+            interrupts,
+            shared,
+            table,
+            delivering: false,
+        })
     }
 
     /// What device threads raise interrupts by.
@@ -124,7 +140,8 @@ impl Msix {
 
     /// Takes over the message control word of the capability.
     pub fn set_control(&mut self, control: u16, bus_master: bool) {
-        let delivering = control & CONTROL_ENABLE != 0 && control & CONTROL_FUNCTION_MASK == 0 && bus_master;
+        let delivering =
+            control & CONTROL_ENABLE != 0 && control & CONTROL_FUNCTION_MASK == 0 && bus_master;
         if delivering != self.delivering {
             self.delivering = delivering;
             for index in 0..self.table.len() {
@@ -136,7 +153,9 @@ impl Msix {
     /// Reads the table at an offset within the BAR; what is beyond the table is zero.
     pub fn table_read(&self, offset: u64, data: &mut [u8]) {
         for (at, byte) in (offset..).zip(data) {
-            let entry = usize::try_from(at / ENTRY_SIZE).ok().and_then(|index| self.table.get(index));
+            let entry = usize::try_from(at / ENTRY_SIZE)
+                .ok()
+                .and_then(|index| self.table.get(index));
             *byte = entry.map_or(0, |entry| {
                 let within = (at % ENTRY_SIZE) as usize;
                 entry.words[within / 4].to_le_bytes()[within % 4]
@@ -146,14 +165,20 @@ impl Msix {
 
     /// Writes the table: aligned double and quad words only (PCI 3.0 §6.8.2), others are ignored.
     pub fn table_write(&mut self, offset: u64, data: &[u8]) {
-        if !matches!(data.len(), 4 | 8) || offset % data.len() as u64 != 0 {
+        if !matches!(data.len(), 4 | 8) || !offset.is_multiple_of(data.len() as u64) {
             return;
         }
-        let Some(index) = usize::try_from(offset / ENTRY_SIZE).ok().filter(|index| *index < self.table.len()) else {
+        let Some(index) = usize::try_from(offset / ENTRY_SIZE)
+            .ok()
+            .filter(|index| *index < self.table.len())
+        else {
             return;
         };
         let first = (offset % ENTRY_SIZE) as usize / 4;
-        for (word, bytes) in self.table[index].words[first..].iter_mut().zip(data.chunks_exact(4)) {
+        for (word, bytes) in self.table[index].words[first..]
+            .iter_mut()
+            .zip(data.chunks_exact(4))
+        {
             *word = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
         }
         self.table[index].words[3] &= ENTRY_MASKED;
@@ -165,7 +190,9 @@ impl Msix {
         for (at, byte) in (offset..).zip(data) {
             *byte = 0;
             for bit in 0..8 {
-                let index = at.checked_mul(8).and_then(|first| usize::try_from(first + bit).ok());
+                let index = at
+                    .checked_mul(8)
+                    .and_then(|first| usize::try_from(first + bit).ok());
                 let vector = index.and_then(|index| self.shared.vectors.get(index));
                 if vector.is_some_and(|vector| vector.pending.load(Ordering::SeqCst)) {
                     *byte |= 1 << bit;
@@ -180,7 +207,9 @@ impl Msix {
         for index in 0..self.table.len() {
             self.table[index] = RESET_ENTRY;
             self.settle(index);
-            self.shared.vectors[index].pending.store(false, Ordering::SeqCst);
+            self.shared.vectors[index]
+                .pending
+                .store(false, Ordering::SeqCst);
         }
     }
 
@@ -192,7 +221,11 @@ impl Msix {
             vector.open.store(false, Ordering::SeqCst);
             return;
         }
-        if self.interrupts.set(vector.msi.gsi, address_lo, address_hi, data).is_err() {
+        if self
+            .interrupts
+            .set(vector.msi.gsi, address_lo, address_hi, data)
+            .is_err()
+        {
             vector.open.store(false, Ordering::SeqCst);
             self.shared.unroutable.fetch_add(1, Ordering::Relaxed);
             return;
@@ -221,7 +254,11 @@ mod tests {
     use proptest::prelude::*;
 
     fn msix(count: u16) -> Msix {
-        Msix::new(Arc::new(Interrupts::new(Arc::new(FakeLinks::default()))), count).unwrap()
+        Msix::new(
+            Arc::new(Interrupts::new(Arc::new(FakeLinks::default()))),
+            count,
+        )
+        .unwrap()
     }
 
     fn fired(msix: &Msix, index: usize) -> bool {
@@ -261,9 +298,11 @@ mod tests {
     fn the_function_mask_and_bus_mastering_hold_all_vectors_back() {
         let mut msix = msix(2);
         program(&mut msix, 0, false);
-        for (control, bus_master) in
-            [(0, true), (CONTROL_ENABLE | CONTROL_FUNCTION_MASK, true), (CONTROL_ENABLE, false)]
-        {
+        for (control, bus_master) in [
+            (0, true),
+            (CONTROL_ENABLE | CONTROL_FUNCTION_MASK, true),
+            (CONTROL_ENABLE, false),
+        ] {
             msix.set_control(control, bus_master);
             msix.vectors().signal(0);
             assert!(!fired(&msix, 0));
@@ -315,11 +354,16 @@ mod tests {
 
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
-            (0..80_u64, prop::collection::vec(any::<u8>(), 0..9)).prop_map(|(at, data)| Step::Table(at, data)),
+            (0..80_u64, prop::collection::vec(any::<u8>(), 0..9))
+                .prop_map(|(at, data)| Step::Table(at, data)),
             (0..4_u64, any::<bool>()).prop_map(|(index, masked)| {
-                Step::Table(index * ENTRY_SIZE + 12, u32::from(masked).to_le_bytes().to_vec())
+                Step::Table(
+                    index * ENTRY_SIZE + 12,
+                    u32::from(masked).to_le_bytes().to_vec(),
+                )
             }),
-            (any::<u16>(), any::<bool>()).prop_map(|(control, master)| Step::Control(control, master)),
+            (any::<u16>(), any::<bool>())
+                .prop_map(|(control, master)| Step::Control(control, master)),
             (0..6_u16).prop_map(Step::Signal),
         ]
     }
@@ -341,13 +385,13 @@ mod tests {
                         }
                     }
                 }
-                for index in 0..4 {
+                for (index, raised) in raised.iter_mut().enumerate() {
                     let open = msix.shared.vectors[index].open.load(Ordering::SeqCst);
                     let is_pending = pending(&msix) >> index & 1 == 1;
                     let has_fired = fired(&msix, index);
                     prop_assert!(!(open && is_pending), "open and yet pending");
-                    prop_assert_eq!(raised[index], is_pending || has_fired);
-                    raised[index] = is_pending;
+                    prop_assert_eq!(*raised, is_pending || has_fired);
+                    *raised = is_pending;
                 }
             }
         }

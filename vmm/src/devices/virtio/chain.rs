@@ -50,12 +50,23 @@ pub fn pop<'m>(
 }
 
 /// Gives a chain back to the driver, with the number of bytes written to it.
-pub fn push_used(queue: &mut Queue, mem: &GuestMemory, head: u16, len: u32) -> Result<(), BrokenQueue> {
-    queue.add_used(mem, head, len).map_err(|_| BrokenQueue::Used)
+pub fn push_used(
+    queue: &mut Queue,
+    mem: &GuestMemory,
+    head: u16,
+    len: u32,
+) -> Result<(), BrokenQueue> {
+    queue
+        .add_used(mem, head, len)
+        .map_err(|_| BrokenQueue::Used)
 }
 
 /// Gives several chains back at once: the driver sees all of them or none.
-pub fn push_used_together(queue: &mut Queue, mem: &GuestMemory, entries: &[(u16, u32)]) -> Result<(), BrokenQueue> {
+pub fn push_used_together(
+    queue: &mut Queue,
+    mem: &GuestMemory,
+    entries: &[(u16, u32)],
+) -> Result<(), BrokenQueue> {
     let size = queue.size();
     if entries.len() > usize::from(size) || entries.iter().any(|(head, _)| *head >= size) {
         return Err(BrokenQueue::Used);
@@ -66,18 +77,24 @@ pub fn push_used_together(queue: &mut Queue, mem: &GuestMemory, entries: &[(u16,
         // The whole ring was found in guest memory when the queue was enabled, so no sum overflows.
         let at = used.unchecked_add(4 + 8 * u64::from(index % size));
         let entry = u64::from(*head) | u64::from(*len) << 32;
-        mem.write_obj(entry.to_le_bytes(), at).map_err(|_| BrokenQueue::Used)?;
+        mem.write_obj(entry.to_le_bytes(), at)
+            .map_err(|_| BrokenQueue::Used)?;
         index = index.wrapping_add(1);
     }
     // The entries before the index that says that they are there.
-    mem.store(index.to_le(), used.unchecked_add(2), Ordering::Release).map_err(|_| BrokenQueue::Used)?;
+    mem.store(index.to_le(), used.unchecked_add(2), Ordering::Release)
+        .map_err(|_| BrokenQueue::Used)?;
     queue.set_next_used(index);
     Ok(())
 }
 
 /// Whether the driver wants to be interrupted for what was pushed since the used index was `since`. For queues that are
 /// given back to by [`push_used_together`], which [`wants_interrupt`] does not know of.
-pub fn wants_interrupt_since(queue: &Queue, mem: &GuestMemory, since: u16) -> Result<bool, BrokenQueue> {
+pub fn wants_interrupt_since(
+    queue: &Queue,
+    mem: &GuestMemory,
+    since: u16,
+) -> Result<bool, BrokenQueue> {
     let now = queue.next_used();
     if now == since {
         return Ok(false);
@@ -85,7 +102,11 @@ pub fn wants_interrupt_since(queue: &Queue, mem: &GuestMemory, since: u16) -> Re
     // What was pushed must be visible before we look at what the driver wants.
     fence(Ordering::SeqCst);
     let available = GuestAddress(queue.avail_ring());
-    let load = |at| mem.load::<u16>(at, Ordering::Relaxed).map(u16::from_le).map_err(|_| BrokenQueue::Available);
+    let load = |at| {
+        mem.load::<u16>(at, Ordering::Relaxed)
+            .map(u16::from_le)
+            .map_err(|_| BrokenQueue::Available)
+    };
     if queue.event_idx_enabled() {
         let event = load(available.unchecked_add(4 + 2 * u64::from(queue.size())))?;
         // virtio 1.3 §2.7.7.2, vring_need_event().
@@ -102,12 +123,16 @@ pub fn wants_interrupt(queue: &mut Queue, mem: &GuestMemory) -> Result<bool, Bro
 
 /// Asks the driver not to notify us: we are looking already.
 pub fn hush(queue: &mut Queue, mem: &GuestMemory) -> Result<(), BrokenQueue> {
-    queue.disable_notification(mem).map_err(|_| BrokenQueue::Used)
+    queue
+        .disable_notification(mem)
+        .map_err(|_| BrokenQueue::Used)
 }
 
 /// Asks the driver to notify us again; true when there is something already.
 pub fn listen(queue: &mut Queue, mem: &GuestMemory) -> Result<bool, BrokenQueue> {
-    queue.enable_notification(mem).map_err(|_| BrokenQueue::Used)
+    queue
+        .enable_notification(mem)
+        .map_err(|_| BrokenQueue::Used)
 }
 
 /// A part of guest memory.
@@ -129,7 +154,10 @@ pub struct Segments {
 impl Segments {
     /// With room for `capacity` segments.
     pub fn with_capacity(capacity: usize) -> Self {
-        Self { list: Vec::with_capacity(capacity), len: 0 }
+        Self {
+            list: Vec::with_capacity(capacity),
+            len: 0,
+        }
     }
 
     /// Bytes in all.
@@ -263,7 +291,10 @@ pub struct Buffers {
 impl Buffers {
     /// With room for chains of `segments_max` descriptors.
     pub fn with_capacity(segments_max: usize) -> Self {
-        Self { readable: Segments::with_capacity(segments_max), writable: Segments::with_capacity(segments_max) }
+        Self {
+            readable: Segments::with_capacity(segments_max),
+            writable: Segments::with_capacity(segments_max),
+        }
     }
 
     /// Takes `chain` apart. After an error the contents mean nothing.
@@ -282,7 +313,10 @@ impl Buffers {
             }
             // The walk ends early, without a word, where it cannot go on: then the last one seen has a successor.
             ended = !descriptor.has_next();
-            let segment = Segment { addr: descriptor.addr(), len: descriptor.len() };
+            let segment = Segment {
+                addr: descriptor.addr(),
+                len: descriptor.len(),
+            };
             if segment.len == 0 {
                 continue;
             }
@@ -297,7 +331,11 @@ impl Buffers {
                 return Err(BrokenQueue::Order);
             }
         }
-        if ended { Ok(()) } else { Err(BrokenQueue::Endless) }
+        if ended {
+            Ok(())
+        } else {
+            Err(BrokenQueue::Endless)
+        }
     }
 }
 
@@ -326,7 +364,13 @@ mod tests {
         assert_eq!(buffers.writable.pop_last_byte(), Some(GuestAddress(0xb000)));
         assert_eq!(buffers.writable.len(), 512);
         assert!(buffers.writable.advance(12));
-        assert_eq!(buffers.writable.iter().collect::<Vec<_>>(), [Segment { addr: GuestAddress(0xa00c), len: 500 }]);
+        assert_eq!(
+            buffers.writable.iter().collect::<Vec<_>>(),
+            [Segment {
+                addr: GuestAddress(0xa00c),
+                len: 500
+            }]
+        );
         assert!(!buffers.writable.advance(501));
     }
 
@@ -387,7 +431,10 @@ mod tests {
         let mut ring = DriverRing::new(memory(), 4);
         ring.set_available_index(5);
         let mem = ring.mem.clone();
-        assert_eq!(pop(&mut ring.queue(), &mem).map(drop), Err(BrokenQueue::Available));
+        assert_eq!(
+            pop(&mut ring.queue(), &mem).map(drop),
+            Err(BrokenQueue::Available)
+        );
     }
 
     #[test]
@@ -398,18 +445,36 @@ mod tests {
         push_used_together(&mut queue, &mem, &[(3, 7), (1, 8), (2, 9)]).unwrap();
         assert_eq!(ring.take_used(), [(3, 7), (1, 8), (2, 9)]);
         push_used_together(&mut queue, &mem, &[(0, 1), (1, 2)]).unwrap();
-        assert_eq!(ring.take_used(), [(0, 1), (1, 2)], "around the end of the ring");
-        assert_eq!(push_used_together(&mut queue, &mem, &[(4, 0)]), Err(BrokenQueue::Used));
-        assert_eq!(push_used_together(&mut queue, &mem, &[(0, 0); 5]), Err(BrokenQueue::Used));
+        assert_eq!(
+            ring.take_used(),
+            [(0, 1), (1, 2)],
+            "around the end of the ring"
+        );
+        assert_eq!(
+            push_used_together(&mut queue, &mem, &[(4, 0)]),
+            Err(BrokenQueue::Used)
+        );
+        assert_eq!(
+            push_used_together(&mut queue, &mem, &[(0, 0); 5]),
+            Err(BrokenQueue::Used)
+        );
 
         assert_eq!(wants_interrupt_since(&queue, &mem, 0), Ok(true));
-        assert_eq!(wants_interrupt_since(&queue, &mem, 5), Ok(false), "nothing new");
+        assert_eq!(
+            wants_interrupt_since(&queue, &mem, 5),
+            Ok(false),
+            "nothing new"
+        );
         ring.write(ring.available, &[1, 0]);
         assert_eq!(wants_interrupt_since(&queue, &mem, 0), Ok(false));
         queue.set_event_idx(true);
         for (event, wanted) in [(1_u16, false), (2, true), (4, true), (5, false)] {
             ring.write(ring.available + 4 + 8, &event.to_le_bytes());
-            assert_eq!(wants_interrupt_since(&queue, &mem, 2), Ok(wanted), "after entry {event}");
+            assert_eq!(
+                wants_interrupt_since(&queue, &mem, 2),
+                Ok(wanted),
+                "after entry {event}"
+            );
         }
     }
 

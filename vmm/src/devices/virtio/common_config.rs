@@ -5,8 +5,8 @@
 //! own offset, 64-bit addresses also in halves; anything else a driver might write is ignored. Reads are bytes of the
 //! structure, so every offset and width has an answer.
 
-use vm_memory::GuestAddress;
 use virtio_queue::{Queue, QueueT};
+use vm_memory::GuestAddress;
 
 use super::device::{NO_VECTOR, VirtioInterrupt, feature};
 use crate::memory::GuestMemory;
@@ -71,7 +71,14 @@ struct QueueSetup {
 
 impl QueueSetup {
     fn new(size_max: u16) -> Self {
-        Self { size_max, size: size_max, enabled: false, desc: 0, driver: 0, device: 0 }
+        Self {
+            size_max,
+            size: size_max,
+            enabled: false,
+            desc: 0,
+            driver: 0,
+            device: 0,
+        }
     }
 }
 
@@ -105,7 +112,10 @@ impl CommonConfig {
             driver_feature_select: 0,
             status: 0,
             queue_select: 0,
-            queues: queue_sizes.iter().map(|size| QueueSetup::new(*size)).collect(),
+            queues: queue_sizes
+                .iter()
+                .map(|size| QueueSetup::new(*size))
+                .collect(),
             vectors,
         }
     }
@@ -133,7 +143,9 @@ impl CommonConfig {
 
     /// The enabled queues, ready to be processed from their beginning, with their indexes.
     pub fn queues(&self, mem: &GuestMemory) -> Result<Vec<(u16, Queue)>, BadQueue> {
-        let enabled = (0_u16..).zip(&self.queues).filter(|(_, setup)| setup.enabled);
+        let enabled = (0_u16..)
+            .zip(&self.queues)
+            .filter(|(_, setup)| setup.enabled);
         enabled
             .map(|(index, setup)| {
                 let queue = self.queue(setup).map_err(|_| BadQueue { index })?;
@@ -160,22 +172,48 @@ impl CommonConfig {
     pub fn read(&self, offset: u64, data: &mut [u8], interrupt: &VirtioInterrupt) {
         let mut image = [0_u8; SIZE];
         let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
-        let load = |vector: &std::sync::atomic::AtomicU16| vector.load(std::sync::atomic::Ordering::Relaxed);
-        put(DEVICE_FEATURE_SELECT as usize, &self.device_feature_select.to_le_bytes());
-        put(DEVICE_FEATURE, &half(self.offered, self.device_feature_select).to_le_bytes());
-        put(DRIVER_FEATURE_SELECT as usize, &self.driver_feature_select.to_le_bytes());
-        put(DRIVER_FEATURE as usize, &half(self.accepted, self.driver_feature_select).to_le_bytes());
-        put(CONFIG_VECTOR as usize, &load(interrupt.config_vector()).to_le_bytes());
+        let load = |vector: &std::sync::atomic::AtomicU16| {
+            vector.load(std::sync::atomic::Ordering::Relaxed)
+        };
+        put(
+            DEVICE_FEATURE_SELECT as usize,
+            &self.device_feature_select.to_le_bytes(),
+        );
+        put(
+            DEVICE_FEATURE,
+            &half(self.offered, self.device_feature_select).to_le_bytes(),
+        );
+        put(
+            DRIVER_FEATURE_SELECT as usize,
+            &self.driver_feature_select.to_le_bytes(),
+        );
+        put(
+            DRIVER_FEATURE as usize,
+            &half(self.accepted, self.driver_feature_select).to_le_bytes(),
+        );
+        put(
+            CONFIG_VECTOR as usize,
+            &load(interrupt.config_vector()).to_le_bytes(),
+        );
         put(NUM_QUEUES, &(self.queues.len() as u16).to_le_bytes());
-        let failed = if interrupt.has_failed() { status::NEEDS_RESET } else { 0 };
+        let failed = if interrupt.has_failed() {
+            status::NEEDS_RESET
+        } else {
+            0
+        };
         put(DEVICE_STATUS as usize, &[self.status | failed]);
         put(CONFIG_GENERATION, &[interrupt.generation()]);
         put(QUEUE_SELECT as usize, &self.queue_select.to_le_bytes());
         if let Some(queue) = self.queues.get(usize::from(self.queue_select)) {
-            let vector = interrupt.queue_vector(self.queue_select).map_or(NO_VECTOR, load);
+            let vector = interrupt
+                .queue_vector(self.queue_select)
+                .map_or(NO_VECTOR, load);
             put(QUEUE_SIZE as usize, &queue.size.to_le_bytes());
             put(QUEUE_VECTOR as usize, &vector.to_le_bytes());
-            put(QUEUE_ENABLE as usize, &u16::from(queue.enabled).to_le_bytes());
+            put(
+                QUEUE_ENABLE as usize,
+                &u16::from(queue.enabled).to_le_bytes(),
+            );
             put(QUEUE_NOTIFY_OFF, &self.queue_select.to_le_bytes());
             put(QUEUE_DESC as usize, &queue.desc.to_le_bytes());
             put(QUEUE_DRIVER as usize, &queue.driver.to_le_bytes());
@@ -230,7 +268,11 @@ impl CommonConfig {
     fn write_u16(&mut self, offset: u64, value: u16, interrupt: &VirtioInterrupt) {
         use std::sync::atomic::Ordering::Relaxed;
         // A vector that does not exist reads back as "none": that is how the driver learns of it.
-        let vector = if value < self.vectors { value } else { NO_VECTOR };
+        let vector = if value < self.vectors {
+            value
+        } else {
+            NO_VECTOR
+        };
         match offset {
             CONFIG_VECTOR => interrupt.config_vector().store(vector, Relaxed),
             QUEUE_SELECT => self.queue_select = value,
@@ -272,7 +314,9 @@ impl CommonConfig {
                 }
             }
             _ => {
-                let Some(queue) = self.queue_being_set_up() else { return };
+                let Some(queue) = self.queue_being_set_up() else {
+                    return;
+                };
                 match offset {
                     QUEUE_DESC => set_low(&mut queue.desc, value),
                     0x24 => set_high(&mut queue.desc, value),
@@ -291,7 +335,9 @@ impl CommonConfig {
         if self.status & status::DRIVER_OK != 0 {
             return None;
         }
-        self.queues.get_mut(usize::from(self.queue_select)).filter(|queue| !queue.enabled)
+        self.queues
+            .get_mut(usize::from(self.queue_select))
+            .filter(|queue| !queue.enabled)
     }
 }
 

@@ -179,7 +179,10 @@ impl VirtioInterrupt {
     /// There are new entries in the used ring of queue `index`.
     pub fn signal_queue(&self, index: u16) {
         self.isr.fetch_or(ISR_QUEUE, Ordering::Relaxed);
-        let vector = self.queue_vectors.get(usize::from(index)).map_or(NO_VECTOR, |v| v.load(Ordering::Relaxed));
+        let vector = self
+            .queue_vectors
+            .get(usize::from(index))
+            .map_or(NO_VECTOR, |v| v.load(Ordering::Relaxed));
         self.vectors.signal(vector);
     }
 
@@ -187,7 +190,8 @@ impl VirtioInterrupt {
     pub fn signal_config(&self) {
         self.generation.fetch_add(1, Ordering::Relaxed);
         self.isr.fetch_or(ISR_CONFIG, Ordering::Relaxed);
-        self.vectors.signal(self.config_vector.load(Ordering::Relaxed));
+        self.vectors
+            .signal(self.config_vector.load(Ordering::Relaxed));
     }
 
     /// The device cannot go on before the driver resets it (virtio 1.3 §2.1.2).
@@ -232,7 +236,12 @@ impl VirtioInterrupt {
 
 /// Reads device-specific configuration out of a structure's bytes.
 pub fn read_config_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
-    let Some(rest) = usize::try_from(offset).ok().and_then(|offset| config.get(offset..)) else { return };
+    let Some(rest) = usize::try_from(offset)
+        .ok()
+        .and_then(|offset| config.get(offset..))
+    else {
+        return;
+    };
     let len = rest.len().min(data.len());
     data[..len].copy_from_slice(&rest[..len]);
 }

@@ -26,7 +26,11 @@ struct Told {
 impl FaultLog {
     /// For the device that messages call `device`.
     pub fn new(device: impl Into<String>) -> Self {
-        Self { device: device.into(), total: AtomicU64::new(0), told: Mutex::default() }
+        Self {
+            device: device.into(),
+            total: AtomicU64::new(0),
+            told: Mutex::default(),
+        }
     }
 
     /// The driver did `what`.
@@ -46,15 +50,23 @@ impl FaultLog {
         let total = self.total.fetch_add(1, Ordering::Relaxed) + 1;
         // Whoever does not get the lock is being told about by the one who has it.
         let mut told = self.told.try_lock().ok()?;
-        if told.last.is_some_and(|last| now.duration_since(last) < QUIET) {
+        if told
+            .last
+            .is_some_and(|last| now.duration_since(last) < QUIET)
+        {
             return None;
         }
         let untold = total.saturating_sub(told.total).saturating_sub(1);
-        *told = Told { last: Some(now), total };
+        *told = Told {
+            last: Some(now),
+            total,
+        };
         let device = &self.device;
         Some(match untold {
             0 => format!("{device}: guest error: {what}"),
-            _ => format!("{device}: guest error: {what} (and {untold} more since the last message)"),
+            _ => {
+                format!("{device}: guest error: {what} (and {untold} more since the last message)")
+            }
         })
     }
 }
@@ -67,12 +79,18 @@ mod tests {
     fn every_fault_is_counted_and_few_are_told() {
         let log = FaultLog::new("disk root");
         let start = Instant::now();
-        assert_eq!(log.count(&"a loop", start).unwrap(), "disk root: guest error: a loop");
+        assert_eq!(
+            log.count(&"a loop", start).unwrap(),
+            "disk root: guest error: a loop"
+        );
         for _ in 0..99 {
             assert_eq!(log.count(&"a loop", start), None);
         }
         let line = log.count(&"an end", start + QUIET).unwrap();
-        assert_eq!(line, "disk root: guest error: an end (and 99 more since the last message)");
+        assert_eq!(
+            line,
+            "disk root: guest error: an end (and 99 more since the last message)"
+        );
         assert_eq!(log.total(), 101);
     }
 }

@@ -7,8 +7,8 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::device::{
-    ActivateError, ActiveQueue, Activation, Counters, DeviceKind, VirtioDevice, VirtioInterrupt, feature,
-    read_config_bytes,
+    ActivateError, Activation, ActiveQueue, Counters, DeviceKind, VirtioDevice, VirtioInterrupt,
+    feature, read_config_bytes,
 };
 use crate::interrupt::Interrupts;
 use crate::interrupt::fake::FakeLinks;
@@ -19,7 +19,7 @@ pub(crate) const NEXT: u16 = 1;
 pub(crate) const WRITE: u16 = 2;
 pub(crate) const INDIRECT: u16 = 4;
 
-/// Two MiB of guest memory from address 0 on. Rings are placed in the first 32 KiB; the rest is a test's.
+/// Two MiB of guest memory from address 0 on. The rings of queue `n` are where [`DriverRing`] puts them; the rest is a test's.
 pub(crate) fn memory() -> Arc<GuestMemory> {
     Arc::new(GuestMemory::from_ranges(&[(GuestAddress(0), 0x20_0000)]).unwrap())
 }
@@ -42,7 +42,15 @@ impl DriverRing {
 
     pub(crate) fn numbered(mem: Arc<GuestMemory>, size: u16, number: u64) -> Self {
         let table = 0x1000 + number * 0x2000;
-        Self { mem, size, table, available: table + 0x1000, used: table + 0x1800, next_available: 0, next_used: 0 }
+        Self {
+            mem,
+            size,
+            table,
+            available: table + 0x1000,
+            used: table + 0x1800,
+            next_available: 0,
+            next_used: 0,
+        }
     }
 
     /// A descriptor of the ring's own table.
@@ -69,7 +77,9 @@ impl DriverRing {
 
     pub(crate) fn set_available_index(&mut self, index: u16) {
         self.next_available = index;
-        self.mem.write_obj(index, GuestAddress(self.available + 2)).unwrap();
+        self.mem
+            .write_obj(index, GuestAddress(self.available + 2))
+            .unwrap();
     }
 
     /// What the device has given back since the last call: heads and lengths.
@@ -99,16 +109,26 @@ impl DriverRing {
     /// The device's side, from the beginning.
     pub(crate) fn queue(&self) -> Queue {
         let mut queue = Queue::new(self.size).unwrap();
-        queue.try_set_desc_table_address(GuestAddress(self.table)).unwrap();
-        queue.try_set_avail_ring_address(GuestAddress(self.available)).unwrap();
-        queue.try_set_used_ring_address(GuestAddress(self.used)).unwrap();
+        queue
+            .try_set_desc_table_address(GuestAddress(self.table))
+            .unwrap();
+        queue
+            .try_set_avail_ring_address(GuestAddress(self.available))
+            .unwrap();
+        queue
+            .try_set_used_ring_address(GuestAddress(self.used))
+            .unwrap();
         queue.set_ready(true);
         queue
     }
 
     pub(crate) fn active(&self, index: u16) -> ActiveQueue {
         let kick = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
-        ActiveQueue { index, queue: self.queue(), kick }
+        ActiveQueue {
+            index,
+            queue: self.queue(),
+            kick,
+        }
     }
 }
 
@@ -120,9 +140,22 @@ pub(crate) fn interrupt(queues: usize) -> Arc<VirtioInterrupt> {
 }
 
 /// An activation of a device with these queues.
-pub(crate) fn activation(mem: Arc<GuestMemory>, features: u64, queues: Vec<ActiveQueue>) -> Activation {
-    let count = queues.iter().map(|queue| usize::from(queue.index) + 1).max().unwrap_or(0);
-    Activation { mem, features, interrupt: interrupt(count), queues }
+pub(crate) fn activation(
+    mem: Arc<GuestMemory>,
+    features: u64,
+    queues: Vec<ActiveQueue>,
+) -> Activation {
+    let count = queues
+        .iter()
+        .map(|queue| usize::from(queue.index) + 1)
+        .max()
+        .unwrap_or(0);
+    Activation {
+        mem,
+        features,
+        interrupt: interrupt(count),
+        queues,
+    }
 }
 
 /// A device that does nothing but remember, for tests of the transport.
@@ -163,7 +196,11 @@ impl VirtioDevice for Recorder {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let queues: Vec<_> = activation.queues.iter().map(|queue| (queue.index, queue.queue.state().size)).collect();
+        let queues: Vec<_> = activation
+            .queues
+            .iter()
+            .map(|queue| (queue.index, queue.queue.state().size))
+            .collect();
         self.note(format!("activate {:#x} {queues:?}", activation.features));
         self.active = activation.queues;
         Ok(())

@@ -4,6 +4,10 @@
 //! [`transport`] with the registers of [`common_config`]; what all devices need to walk a queue that a guest has
 //! written, however hostile, is in [`chain`]; their threads are [`worker`]'s.
 
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
 pub mod device;
 
 pub mod rng;
@@ -24,3 +28,97 @@ pub(crate) mod harness;
 
 pub use device::VirtioDevice;
 pub use transport::{BAR_SIZE, VirtioPci};
+
+use crate::config::{DiskConfig, NicConfig};
+use crate::disk::raw::OpenRawError;
+use crate::disk::{self, Access};
+use crate::net::NetBackend;
+use crate::net::tap::{OpenTapError, Tap};
+
+/// A device could not be made of its configuration and descriptors.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateDeviceError {
+    /// The volume cannot be a disk.
+    #[error("could not open the volume of disk `{id}`")]
+    Disk {
+        /// Which disk.
+        id: String,
+        /// Why.
+        source: OpenRawError,
+    },
+    /// The descriptor cannot be a NIC's.
+    #[error("could not use the tap device of NIC `{id}`")]
+    Nic {
+        /// Which NIC.
+        id: String,
+        /// Why.
+        source: OpenTapError,
+    },
+    /// No thread or no eventfd for it.
+    #[error("could not start the worker of device `{id}`")]
+    Worker {
+        /// Which device.
+        id: String,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// An idle disk over `volume`. Starts its worker thread.
+pub fn block(
+    config: &DiskConfig,
+    volume: OwnedFd,
+) -> Result<Box<dyn VirtioDevice>, CreateDeviceError> {
+    let id = config.id.clone();
+    let access = if config.read_only {
+        Access::ReadOnly
+    } else {
+        Access::ReadWrite
+    };
+    let backend = disk::open(volume, access).map_err(|source| CreateDeviceError::Disk {
+        id: id.clone(),
+        source,
+    })?;
+    let wanted = block::BlockConfig {
+        id: id.clone(),
+        serial: config.serial.clone(),
+        access,
+        queues: 1,
+    };
+    let device = block::Block::new(&wanted, backend)
+        .map_err(|source| CreateDeviceError::Worker { id, source })?;
+    Ok(Box::new(device))
+}
+
+/// An idle NIC with a queue pair for each of the `taps`, which are queues of one tap device. Starts a worker thread each.
+pub fn net(
+    config: &NicConfig,
+    taps: Vec<OwnedFd>,
+) -> Result<Box<dyn VirtioDevice>, CreateDeviceError> {
+    let id = config.id.clone();
+    let backends = taps
+        .into_iter()
+        .map(|fd| Tap::new(fd).map(|tap| -> Arc<dyn NetBackend> { Arc::new(tap) }))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|source| CreateDeviceError::Nic {
+            id: id.clone(),
+            source,
+        })?;
+    let wanted = net::NetConfig {
+        id: id.clone(),
+        mac: config.mac,
+        mtu: config.mtu,
+    };
+    let device = net::Net::new(&wanted, backends)
+        .map_err(|source| CreateDeviceError::Worker { id, source })?;
+    Ok(Box::new(device))
+}
+
+/// An idle entropy source. Starts its worker thread.
+pub fn rng() -> Result<Box<dyn VirtioDevice>, CreateDeviceError> {
+    let device = rng::Rng::new().map_err(|source| CreateDeviceError::Worker {
+        id: "rng".into(),
+        source,
+    })?;
+    Ok(Box::new(device))
+}

@@ -9,7 +9,9 @@ use vm_memory::Bytes;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::chain::{self, BrokenQueue, Buffers};
-use super::device::{ActivateError, ActiveQueue, Activation, Counters, DeviceKind, VirtioDevice, feature};
+use super::device::{
+    ActivateError, Activation, ActiveQueue, Counters, DeviceKind, VirtioDevice, feature,
+};
 use super::fault::FaultLog;
 use super::wait::{Trigger, Waiter};
 use super::worker::{QueueWorker, ServeError, Worker, idle_until};
@@ -47,9 +49,18 @@ pub struct Rng {
 impl Rng {
     /// An idle entropy device.
     pub fn new() -> io::Result<Self> {
-        let counters = Arc::new(RngCounters { bytes: AtomicU64::new(0), faults: FaultLog::new("rng") });
-        let worker = RngWorker { counters: counters.clone(), buffers: Buffers::with_capacity(SEGMENTS_MAX) };
-        Ok(Self { worker: Worker::spawn("rng", worker)?, counters })
+        let counters = Arc::new(RngCounters {
+            bytes: AtomicU64::new(0),
+            faults: FaultLog::new("rng"),
+        });
+        let worker = RngWorker {
+            counters: counters.clone(),
+            buffers: Buffers::with_capacity(SEGMENTS_MAX),
+        };
+        Ok(Self {
+            worker: Worker::spawn("rng", worker)?,
+            counters,
+        })
     }
 }
 
@@ -105,8 +116,15 @@ impl QueueWorker for RngWorker {
 
 impl RngWorker {
     fn serve(&mut self, activation: &mut Activation, stop: &EventFd) -> Result<(), ServeError> {
-        let Activation { mem, queues, interrupt, .. } = activation;
-        let Some(active) = queues.first_mut() else { return Ok(()) };
+        let Activation {
+            mem,
+            queues,
+            interrupt,
+            ..
+        } = activation;
+        let Some(active) = queues.first_mut() else {
+            return Ok(());
+        };
         let kick = active.kick.clone();
         let mut waiter = Waiter::new()?;
         waiter.add(stop, STOP, Trigger::Level)?;
@@ -124,7 +142,11 @@ impl RngWorker {
     }
 
     /// Answers all requests; true if the driver is to be interrupted.
-    fn process(&mut self, active: &mut ActiveQueue, mem: &GuestMemory) -> Result<bool, BrokenQueue> {
+    fn process(
+        &mut self,
+        active: &mut ActiveQueue,
+        mem: &GuestMemory,
+    ) -> Result<bool, BrokenQueue> {
         let queue = &mut active.queue;
         let mut answered = false;
         loop {
@@ -187,7 +209,8 @@ mod tests {
         let mut rng = Rng::new().unwrap();
         let active = ring.active(0);
         let kick = active.kick.clone();
-        rng.activate(activation(mem.clone(), feature::COMMON, vec![active])).unwrap();
+        rng.activate(activation(mem.clone(), feature::COMMON, vec![active]))
+            .unwrap();
         let mut used = Vec::new();
         until(|| {
             used.extend(ring.take_used());
@@ -207,9 +230,14 @@ mod tests {
 
         // And on it goes with the same queues.
         ring.offer(0);
-        rng.activate(activation(mem, feature::COMMON, queues)).unwrap();
+        rng.activate(activation(mem, feature::COMMON, queues))
+            .unwrap();
         until(|| !ring.take_used().is_empty());
-        assert!(rng.counters().read().contains(&("entropy_bytes_total", 3 * 128)));
+        assert!(
+            rng.counters()
+                .read()
+                .contains(&("entropy_bytes_total", 3 * 128))
+        );
     }
 
     #[test]
@@ -219,7 +247,8 @@ mod tests {
         ring.descriptor(0, 0x10_0000, 0x10_0000, WRITE, 0);
         ring.offer(0);
         let mut rng = Rng::new().unwrap();
-        rng.activate(activation(mem, feature::COMMON, vec![ring.active(0)])).unwrap();
+        rng.activate(activation(mem, feature::COMMON, vec![ring.active(0)]))
+            .unwrap();
         until(|| ring.take_used() == [(0, REQUEST_MAX as u32)]);
     }
 

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::common_config::{CommonConfig, Effect, status};
-use super::device::{ActiveQueue, Activation, Counters, VirtioDevice, VirtioInterrupt};
+use super::device::{Activation, ActiveQueue, Counters, VirtioDevice, VirtioInterrupt};
 use crate::interrupt::{EventLinks, InterruptError, Interrupts};
 use crate::memory::GuestMemory;
 use crate::pci::bars::{BarError, MemoryBar};
@@ -99,10 +99,24 @@ struct AllCounters {
 impl Counters for AllCounters {
     fn read(&self) -> Vec<(&'static str, u64)> {
         let mut all = vec![
-            ("activations_total", self.transport.activations.load(Ordering::Relaxed)),
-            ("refused_activations_total", self.transport.refused_activations.load(Ordering::Relaxed)),
-            ("resets_total", self.transport.resets.load(Ordering::Relaxed)),
-            ("slow_doorbells_total", self.transport.doorbells_in_user_space.load(Ordering::Relaxed)),
+            (
+                "activations_total",
+                self.transport.activations.load(Ordering::Relaxed),
+            ),
+            (
+                "refused_activations_total",
+                self.transport.refused_activations.load(Ordering::Relaxed),
+            ),
+            (
+                "resets_total",
+                self.transport.resets.load(Ordering::Relaxed),
+            ),
+            (
+                "slow_doorbells_total",
+                self.transport
+                    .doorbells_in_user_space
+                    .load(Ordering::Relaxed),
+            ),
             ("unroutable_interrupts_total", self.vectors.unroutable()),
         ];
         all.extend(self.device.read());
@@ -162,7 +176,12 @@ impl VirtioPci {
         add_structure(&mut config, CFG_COMMON, COMMON, &[])?;
         add_structure(&mut config, CFG_ISR, ISR, &[])?;
         add_structure(&mut config, CFG_DEVICE, DEVICE, &[])?;
-        add_structure(&mut config, CFG_NOTIFY, NOTIFY, &(NOTIFY_STRIDE as u32).to_le_bytes())?;
+        add_structure(
+            &mut config,
+            CFG_NOTIFY,
+            NOTIFY,
+            &(NOTIFY_STRIDE as u32).to_le_bytes(),
+        )?;
         let pci_cfg = add_pci_cfg(&mut config)?;
 
         let kicks = (0..queues)
@@ -205,7 +224,13 @@ impl VirtioPci {
         let kick = |index: u16| self.kicks.get(usize::from(index)).cloned();
         let queues = queues
             .into_iter()
-            .filter_map(|(index, queue)| Some(ActiveQueue { index, queue, kick: kick(index)? }))
+            .filter_map(|(index, queue)| {
+                Some(ActiveQueue {
+                    index,
+                    queue,
+                    kick: kick(index)?,
+                })
+            })
             .collect();
         let activation = Activation {
             mem: self.mem.clone(),
@@ -213,14 +238,17 @@ impl VirtioPci {
             queues,
             interrupt: self.interrupt.clone(),
         };
-        match self.device.activate(activation) {
-            Ok(()) => self.counters.activations.fetch_add(1, Ordering::Relaxed),
-            Err(_) => return self.refuse(),
-        };
+        if self.device.activate(activation).is_ok() {
+            self.counters.activations.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.refuse();
+        }
     }
 
     fn refuse(&self) {
-        self.counters.refused_activations.fetch_add(1, Ordering::Relaxed);
+        self.counters
+            .refused_activations
+            .fetch_add(1, Ordering::Relaxed);
         self.interrupt.fail();
     }
 
@@ -243,7 +271,11 @@ impl VirtioPci {
             return;
         }
         if let Some((address, linked)) = self.doorbells.take() {
-            for ((at, kick), _) in doorbells(address).zip(&self.kicks).zip(linked).filter(|(_, linked)| *linked) {
+            for ((at, kick), _) in doorbells(address)
+                .zip(&self.kicks)
+                .zip(linked)
+                .filter(|(_, linked)| *linked)
+            {
                 // A doorbell that KVM no longer knows is as good as unlinked.
                 let _ = self.links.unlink_doorbell(kick, at);
             }
@@ -251,8 +283,12 @@ impl VirtioPci {
         if let Some(address) = now {
             // A doorbell that cannot be linked (a guest may put two BARs at one address) still works: its writes come
             // to `bar_write`, only slower.
-            let link = |(at, kick): (u64, &Arc<EventFd>)| self.links.link_doorbell(kick, at).is_ok();
-            self.doorbells = Some((address, doorbells(address).zip(&self.kicks).map(link).collect()));
+            let link =
+                |(at, kick): (u64, &Arc<EventFd>)| self.links.link_doorbell(kick, at).is_ok();
+            self.doorbells = Some((
+                address,
+                doorbells(address).zip(&self.kicks).map(link).collect(),
+            ));
         }
     }
 
@@ -276,7 +312,12 @@ fn doorbells(address: u64) -> impl Iterator<Item = u64> {
 }
 
 /// `struct virtio_pci_cap` for a structure of one page in the BAR.
-fn add_structure(config: &mut ConfigSpace, kind: u8, offset: u64, extra: &[u8]) -> Result<u8, NoRoom> {
+fn add_structure(
+    config: &mut ConfigSpace,
+    kind: u8,
+    offset: u64,
+    extra: &[u8],
+) -> Result<u8, NoRoom> {
     let mut body = vec![16 + extra.len() as u8, kind, BAR, 0, 0, 0];
     body.extend((offset as u32).to_le_bytes());
     body.extend((PAGE as u32).to_le_bytes());
@@ -310,7 +351,10 @@ impl PciFunction for VirtioPci {
         }
         let before = self.config.bars();
         self.config.write(offset, data);
-        self.msix.set_control(self.config.u16_at(self.msix_control), self.config.is_bus_master());
+        self.msix.set_control(
+            self.config.u16_at(self.msix_control),
+            self.config.is_bus_master(),
+        );
         if self.config.bars() == before {
             return ConfigEffect::None;
         }
@@ -360,9 +404,12 @@ impl PciFunction for VirtioPci {
                 }
             }
             NOTIFY..MSIX_TABLE => {
-                let index = usize::try_from((offset - NOTIFY) / NOTIFY_STRIDE).unwrap_or(usize::MAX);
+                let index =
+                    usize::try_from((offset - NOTIFY) / NOTIFY_STRIDE).unwrap_or(usize::MAX);
                 if let Some(kick) = self.kicks.get(index) {
-                    self.counters.doorbells_in_user_space.fetch_add(1, Ordering::Relaxed);
+                    self.counters
+                        .doorbells_in_user_space
+                        .fetch_add(1, Ordering::Relaxed);
                     // Fails only when the counter is full, and then the worker is being woken already.
                     let _ = kick.write(1);
                 }
@@ -412,9 +459,20 @@ mod tests {
             let recorder = Recorder::default();
             let log = recorder.log.clone();
             let mem = memory();
-            let function =
-                VirtioPci::new(Box::new(recorder), mem.clone(), links.clone(), interrupts, ADDRESS).unwrap();
-            Self { function, links, log, mem }
+            let function = VirtioPci::new(
+                Box::new(recorder),
+                mem.clone(),
+                links.clone(),
+                interrupts,
+                ADDRESS,
+            )
+            .unwrap();
+            Self {
+                function,
+                links,
+                log,
+                mem,
+            }
         }
 
         fn log(&self) -> Vec<String> {
@@ -455,7 +513,10 @@ mod tests {
             self.set32(12, features as u32);
             self.set32(8, 1);
             self.set32(12, (features >> 32) as u32);
-            self.set8(20, status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK);
+            self.set8(
+                20,
+                status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK,
+            );
         }
 
         fn enable_queue(&mut self, index: u16, ring: &DriverRing) {
@@ -485,7 +546,10 @@ mod tests {
         bench.enable_queue(1, &ring);
         bench.driver_ok();
         assert_eq!(bench.status(), 0x0f);
-        assert_eq!(bench.log(), [format!("activate {:#x} [(1, 8)]", GOOD | RECORDER_FEATURE)]);
+        assert_eq!(
+            bench.log(),
+            [format!("activate {:#x} [(1, 8)]", GOOD | RECORDER_FEATURE)]
+        );
         // Too late for changes now.
         bench.set64(32, 0);
         assert_eq!(u64::from_le_bytes(bench.get(32)), ring.table);
@@ -509,7 +573,10 @@ mod tests {
         let low = u32::from_le_bytes(bench.get(4));
         bench.set32(0, 1);
         let high = u32::from_le_bytes(bench.get(4));
-        assert_eq!(u64::from(low) | u64::from(high) << 32, feature::COMMON | RECORDER_FEATURE);
+        assert_eq!(
+            u64::from(low) | u64::from(high) << 32,
+            feature::COMMON | RECORDER_FEATURE
+        );
         bench.set32(0, 2);
         assert_eq!(u32::from_le_bytes(bench.get(4)), 0);
     }
@@ -545,7 +612,11 @@ mod tests {
             assert_eq!(u16::from_le_bytes(bench.get(24)), 16);
         }
         bench.set16(22, 2);
-        assert_eq!(u16::from_le_bytes(bench.get(24)), 0, "queue 2 does not exist");
+        assert_eq!(
+            u16::from_le_bytes(bench.get(24)),
+            0,
+            "queue 2 does not exist"
+        );
         bench.set16(22, 0xffff);
         bench.set16(28, 1);
         bench.set64(32, u64::MAX);
@@ -583,9 +654,18 @@ mod tests {
     fn doorbells_are_where_the_bar_is_and_only_while_it_is() {
         let mut bench = Bench::new();
         assert!(bench.links.doorbells().is_empty());
-        assert_eq!(bench.function.config_write(4, &[0b110, 0]), ConfigEffect::BarsMoved);
-        assert_eq!(bench.links.doorbells(), [ADDRESS + NOTIFY, ADDRESS + NOTIFY + 4]);
-        assert_eq!(bench.function.config_write(0x12, &[0x00, 0xe0]), ConfigEffect::BarsMoved);
+        assert_eq!(
+            bench.function.config_write(4, &[0b110, 0]),
+            ConfigEffect::BarsMoved
+        );
+        assert_eq!(
+            bench.links.doorbells(),
+            [ADDRESS + NOTIFY, ADDRESS + NOTIFY + 4]
+        );
+        assert_eq!(
+            bench.function.config_write(0x12, &[0x00, 0xe0]),
+            ConfigEffect::BarsMoved
+        );
         assert_eq!(bench.links.doorbells(), [0xe000_3000, 0xe000_3004]);
         assert_eq!(bench.function.config_write(0x3c, &[9]), ConfigEffect::None);
         bench.function.reset();
@@ -632,8 +712,20 @@ mod tests {
         let mut bench = Bench::new();
         let found = capabilities(&mut bench.function);
         assert_eq!(found[0].0, msix::CAPABILITY_ID);
-        let kinds: Vec<_> = found[1..].iter().map(|(id, _, kind)| (*id, *kind)).collect();
-        assert_eq!(kinds, [(9, CFG_COMMON), (9, CFG_ISR), (9, CFG_DEVICE), (9, CFG_NOTIFY), (9, CFG_PCI)]);
+        let kinds: Vec<_> = found[1..]
+            .iter()
+            .map(|(id, _, kind)| (*id, *kind))
+            .collect();
+        assert_eq!(
+            kinds,
+            [
+                (9, CFG_COMMON),
+                (9, CFG_ISR),
+                (9, CFG_DEVICE),
+                (9, CFG_NOTIFY),
+                (9, CFG_PCI)
+            ]
+        );
         let mut control = [0; 2];
         bench.function.config_read(found[0].1 + 2, &mut control);
         assert_eq!(u16::from_le_bytes(control), 2, "three vectors");
@@ -643,7 +735,9 @@ mod tests {
     fn the_bar_can_be_reached_through_configuration_space() {
         let mut bench = Bench::new();
         let at = capabilities(&mut bench.function).last().unwrap().1;
-        bench.function.config_write(at + 8, &(DEVICE as u32 + 2).to_le_bytes());
+        bench
+            .function
+            .config_write(at + 8, &(DEVICE as u32 + 2).to_le_bytes());
         bench.function.config_write(at + 12, &2_u32.to_le_bytes());
         let mut data = [0; 2];
         bench.function.config_read(at + 16, &mut data);

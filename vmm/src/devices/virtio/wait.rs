@@ -27,7 +27,10 @@ pub struct Waiter {
 impl Waiter {
     /// An empty set.
     pub fn new() -> io::Result<Self> {
-        Ok(Self { epoll: Epoll::new()?, events: [EpollEvent::default(); BATCH] })
+        Ok(Self {
+            epoll: Epoll::new()?,
+            events: [EpollEvent::default(); BATCH],
+        })
     }
 
     /// Adds a descriptor. It leaves the set when it is closed.
@@ -36,7 +39,11 @@ impl Waiter {
             Trigger::Level => EventSet::IN,
             Trigger::Edge => EventSet::IN | EventSet::EDGE_TRIGGERED,
         };
-        self.epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), EpollEvent::new(events, token))
+        self.epoll.ctl(
+            ControlOperation::Add,
+            fd.as_raw_fd(),
+            EpollEvent::new(events, token),
+        )
     }
 
     /// Waits until something is readable and gives the tokens.

@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::chain::BrokenQueue;
-use super::device::{ActivateError, ActiveQueue, Activation};
+use super::device::{ActivateError, Activation, ActiveQueue};
 use super::wait::{Trigger, Waiter};
 use crate::seccomp::{self, ThreadKind};
 
@@ -62,29 +62,39 @@ impl Worker {
         let (give_back, stopped) = channel();
         let stop = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         let told_to_stop = stop.clone();
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
-            if let Err(error) = seccomp::apply(ThreadKind::Worker) {
-                // Its device will say that the worker is gone, and the guest's driver will see that the device failed.
-                use io::Write;
-                let _ = writeln!(io::stderr(), "{error}");
-                return;
-            }
-            while let Ok(activation) = to_run.recv() {
-                let queues = worker.run(activation, &told_to_stop);
-                // Empty already if the worker read it.
-                let _ = told_to_stop.read();
-                if give_back.send(queues).is_err() {
+        let thread = std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                if let Err(error) = seccomp::apply(ThreadKind::Worker) {
+                    // Its device will say that the worker is gone, and the guest's driver will see that the device failed.
+                    use io::Write;
+                    let _ = writeln!(io::stderr(), "{error}");
                     return;
                 }
-            }
-        })?;
-        Ok(Self { activations: Some(activations), stopped, stop, thread: Some(thread), running: false })
+                while let Ok(activation) = to_run.recv() {
+                    let queues = worker.run(activation, &told_to_stop);
+                    // Empty already if the worker read it.
+                    let _ = told_to_stop.read();
+                    if give_back.send(queues).is_err() {
+                        return;
+                    }
+                }
+            })?;
+        Ok(Self {
+            activations: Some(activations),
+            stopped,
+            stop,
+            thread: Some(thread),
+            running: false,
+        })
     }
 
     /// Hands queues over.
     pub fn start(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let activations = self.activations.as_ref().ok_or(ActivateError::WorkerGone)?;
-        activations.send(activation).map_err(|_| ActivateError::WorkerGone)?;
+        activations
+            .send(activation)
+            .map_err(|_| ActivateError::WorkerGone)?;
         self.running = true;
         Ok(())
     }

@@ -7,7 +7,8 @@ use super::metrics::BlockCounters;
 use super::request::{Limits, SECTOR, SERIAL_LEN};
 use super::worker::{BlockWorker, SEGMENTS_MAX};
 use crate::devices::virtio::device::{
-    ActivateError, ActiveQueue, Activation, Counters, DeviceKind, VirtioDevice, feature, read_config_bytes,
+    ActivateError, Activation, ActiveQueue, Counters, DeviceKind, VirtioDevice, feature,
+    read_config_bytes,
 };
 use crate::devices::virtio::worker::Worker;
 use crate::disk::{Access, DiskBackend};
@@ -64,7 +65,10 @@ impl Block {
             features |= MULTI_QUEUE;
         }
         let counters = Arc::new(BlockCounters::new(&config.id));
-        let limits = Limits { size: sectors * SECTOR, access: config.access };
+        let limits = Limits {
+            size: sectors * SECTOR,
+            access: config.access,
+        };
         let worker = BlockWorker::new(backend, limits, serial(&config.serial), counters.clone());
         Ok(Self {
             features,

@@ -10,6 +10,9 @@ pub mod worker;
 pub mod metrics;
 
 #[cfg(test)]
+pub(crate) mod stepping;
+
+#[cfg(test)]
 mod tests;
 
 pub use device::{Block, BlockConfig};

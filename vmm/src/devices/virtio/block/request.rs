@@ -69,7 +69,11 @@ pub struct Limits {
 }
 
 /// Understands a chain, and leaves only data in `buffers`. A chain without header or status cannot even be refused.
-pub fn parse(buffers: &mut Buffers, mem: &GuestMemory, limits: &Limits) -> Result<Request, BrokenQueue> {
+pub fn parse(
+    buffers: &mut Buffers,
+    mem: &GuestMemory,
+    limits: &Limits,
+) -> Result<Request, BrokenQueue> {
     let mut header = [0; HEADER_LEN];
     if !buffers.readable.read(mem, &mut header) || !buffers.readable.advance(HEADER_LEN as u64) {
         return Err(BrokenQueue::Short);
@@ -78,7 +82,10 @@ pub fn parse(buffers: &mut Buffers, mem: &GuestMemory, limits: &Limits) -> Resul
     let [t0, t1, t2, t3, _, _, _, _, sector @ ..] = header;
     let kind = u32::from_le_bytes([t0, t1, t2, t3]);
     let sector = u64::from_le_bytes(sector);
-    Ok(Request { status_at, action: action(kind, sector, buffers, mem, limits) })
+    Ok(Request {
+        status_at,
+        action: action(kind, sector, buffers, mem, limits),
+    })
 }
 
 fn action(
@@ -89,17 +96,22 @@ fn action(
     limits: &Limits,
 ) -> Result<Action, Status> {
     let op = match kind {
-        IN => DiskOp::Read { offset: limits.range(sector, buffers.writable.len())? },
+        IN => DiskOp::Read {
+            offset: limits.range(sector, buffers.writable.len())?,
+        },
         OUT => {
             limits.writable()?;
-            DiskOp::Write { offset: limits.range(sector, buffers.readable.len())? }
+            DiskOp::Write {
+                offset: limits.range(sector, buffers.readable.len())?,
+            }
         }
         FLUSH => DiskOp::Flush,
         GET_ID => return Ok(Action::Identify),
         DISCARD | WRITE_ZEROES => {
             limits.writable()?;
             let mut range = [0; RANGE_LEN];
-            if buffers.readable.len() != RANGE_LEN as u64 || !buffers.readable.read(mem, &mut range) {
+            if buffers.readable.len() != RANGE_LEN as u64 || !buffers.readable.read(mem, &mut range)
+            {
                 return Err(Status::IoError);
             }
             let [sector @ .., n0, n1, n2, n3, f0, f1, f2, f3] = range;
@@ -107,9 +119,11 @@ fn action(
             let offset = limits.range(u64::from_le_bytes(sector), len)?;
             match (kind, u32::from_le_bytes([f0, f1, f2, f3])) {
                 (DISCARD, 0) => DiskOp::Discard { offset, len },
-                (WRITE_ZEROES, flags @ (0 | RANGE_UNMAP)) => {
-                    DiskOp::WriteZeroes { offset, len, unmap: flags == RANGE_UNMAP }
-                }
+                (WRITE_ZEROES, flags @ (0 | RANGE_UNMAP)) => DiskOp::WriteZeroes {
+                    offset,
+                    len,
+                    unmap: flags == RANGE_UNMAP,
+                },
                 // Flags we do not know (virtio 1.3 §5.2.6.2).
                 _ => return Err(Status::Unsupported),
             }
@@ -131,7 +145,11 @@ impl Limits {
     fn range(&self, sector: u64, len: u64) -> Result<u64, Status> {
         let offset = sector.checked_mul(SECTOR).ok_or(Status::IoError)?;
         let end = offset.checked_add(len).ok_or(Status::IoError)?;
-        if len % SECTOR != 0 || end > self.size { Err(Status::IoError) } else { Ok(offset) }
+        if !len.is_multiple_of(SECTOR) || end > self.size {
+            Err(Status::IoError)
+        } else {
+            Ok(offset)
+        }
     }
 }
 
@@ -141,11 +159,23 @@ mod tests {
     use crate::devices::virtio::chain::pop;
     use crate::devices::virtio::harness::{DriverRing, NEXT, WRITE, memory};
 
-    const DISK: Limits = Limits { size: 100 * SECTOR, access: Access::ReadWrite };
-    const READ_ONLY: Limits = Limits { size: 100 * SECTOR, access: Access::ReadOnly };
+    const DISK: Limits = Limits {
+        size: 100 * SECTOR,
+        access: Access::ReadWrite,
+    };
+    const READ_ONLY: Limits = Limits {
+        size: 100 * SECTOR,
+        access: Access::ReadOnly,
+    };
 
     /// A request in three buffers: header, `out` bytes to read, `inward` bytes to write, the last one being the status.
-    fn ask(kind: u32, sector: u64, out: &[u8], inward: u32, limits: &Limits) -> Result<Request, BrokenQueue> {
+    fn ask(
+        kind: u32,
+        sector: u64,
+        out: &[u8],
+        inward: u32,
+        limits: &Limits,
+    ) -> Result<Request, BrokenQueue> {
         let mut ring = DriverRing::new(memory(), 8);
         let mut header = kind.to_le_bytes().to_vec();
         header.extend([0; 4]);
@@ -162,40 +192,90 @@ mod tests {
         parse(&mut buffers, &mem, limits)
     }
 
-    fn action(kind: u32, sector: u64, out: &[u8], inward: u32, limits: &Limits) -> Result<Action, Status> {
+    fn action(
+        kind: u32,
+        sector: u64,
+        out: &[u8],
+        inward: u32,
+        limits: &Limits,
+    ) -> Result<Action, Status> {
         ask(kind, sector, out, inward, limits).unwrap().action
     }
 
     fn range(sector: u64, count: u32, flags: u32) -> Vec<u8> {
-        [&sector.to_le_bytes()[..], &count.to_le_bytes(), &flags.to_le_bytes()].concat()
+        [
+            &sector.to_le_bytes()[..],
+            &count.to_le_bytes(),
+            &flags.to_le_bytes(),
+        ]
+        .concat()
     }
 
     #[test]
     fn each_type_becomes_its_operation() {
-        assert_eq!(ask(IN, 2, &[], 513, &DISK).unwrap().status_at, GuestAddress(0x40000 + 512));
-        assert_eq!(action(IN, 2, &[], 513, &DISK), Ok(Action::Disk(DiskOp::Read { offset: 1024 })));
-        assert_eq!(action(OUT, 99, &[0; 512], 1, &DISK), Ok(Action::Disk(DiskOp::Write { offset: 99 * 512 })));
-        assert_eq!(action(FLUSH, 0, &[], 1, &READ_ONLY), Ok(Action::Disk(DiskOp::Flush)));
+        assert_eq!(
+            ask(IN, 2, &[], 513, &DISK).unwrap().status_at,
+            GuestAddress(0x40000 + 512)
+        );
+        assert_eq!(
+            action(IN, 2, &[], 513, &DISK),
+            Ok(Action::Disk(DiskOp::Read { offset: 1024 }))
+        );
+        assert_eq!(
+            action(OUT, 99, &[0; 512], 1, &DISK),
+            Ok(Action::Disk(DiskOp::Write { offset: 99 * 512 }))
+        );
+        assert_eq!(
+            action(FLUSH, 0, &[], 1, &READ_ONLY),
+            Ok(Action::Disk(DiskOp::Flush))
+        );
         assert_eq!(action(GET_ID, 0, &[], 21, &DISK), Ok(Action::Identify));
         assert_eq!(
             action(DISCARD, 0, &range(8, 16, 0), 1, &DISK),
-            Ok(Action::Disk(DiskOp::Discard { offset: 4096, len: 8192 }))
+            Ok(Action::Disk(DiskOp::Discard {
+                offset: 4096,
+                len: 8192
+            }))
         );
         assert_eq!(
             action(WRITE_ZEROES, 0, &range(0, 1, RANGE_UNMAP), 1, &DISK),
-            Ok(Action::Disk(DiskOp::WriteZeroes { offset: 0, len: 512, unmap: true }))
+            Ok(Action::Disk(DiskOp::WriteZeroes {
+                offset: 0,
+                len: 512,
+                unmap: true
+            }))
         );
     }
 
     #[test]
     fn what_is_not_on_the_disk_is_refused() {
-        for (sector, len) in [(100, 513), (99, 1025), (u64::MAX, 513), (u64::MAX / 512, 513), (0, 101 * 512 + 1)] {
-            assert_eq!(action(IN, sector, &[], len, &DISK), Err(Status::IoError), "{len} bytes from sector {sector}");
+        for (sector, len) in [
+            (100, 513),
+            (99, 1025),
+            (u64::MAX, 513),
+            (u64::MAX / 512, 513),
+            (0, 101 * 512 + 1),
+        ] {
+            assert_eq!(
+                action(IN, sector, &[], len, &DISK),
+                Err(Status::IoError),
+                "{len} bytes from sector {sector}"
+            );
         }
-        assert_eq!(action(IN, 0, &[], 512, &DISK), Err(Status::IoError), "511 bytes are not a sector");
+        assert_eq!(
+            action(IN, 0, &[], 512, &DISK),
+            Err(Status::IoError),
+            "511 bytes are not a sector"
+        );
         assert_eq!(action(OUT, 0, &[0; 100], 1, &DISK), Err(Status::IoError));
-        assert_eq!(action(DISCARD, 0, &range(99, 2, 0), 1, &DISK), Err(Status::IoError));
-        assert_eq!(action(DISCARD, 0, &range(u64::MAX, u32::MAX, 0), 1, &DISK), Err(Status::IoError));
+        assert_eq!(
+            action(DISCARD, 0, &range(99, 2, 0), 1, &DISK),
+            Err(Status::IoError)
+        );
+        assert_eq!(
+            action(DISCARD, 0, &range(u64::MAX, u32::MAX, 0), 1, &DISK),
+            Err(Status::IoError)
+        );
         assert_eq!(action(DISCARD, 0, &[0; 32], 1, &DISK), Err(Status::IoError));
         assert_eq!(action(DISCARD, 0, &[0; 15], 1, &DISK), Err(Status::IoError));
     }
@@ -204,16 +284,34 @@ mod tests {
     fn what_is_not_known_is_unsupported() {
         assert_eq!(action(2, 0, &[], 1, &DISK), Err(Status::Unsupported));
         assert_eq!(action(u32::MAX, 0, &[], 1, &DISK), Err(Status::Unsupported));
-        assert_eq!(action(DISCARD, 0, &range(0, 1, RANGE_UNMAP), 1, &DISK), Err(Status::Unsupported));
-        assert_eq!(action(WRITE_ZEROES, 0, &range(0, 1, 2), 1, &DISK), Err(Status::Unsupported));
+        assert_eq!(
+            action(DISCARD, 0, &range(0, 1, RANGE_UNMAP), 1, &DISK),
+            Err(Status::Unsupported)
+        );
+        assert_eq!(
+            action(WRITE_ZEROES, 0, &range(0, 1, 2), 1, &DISK),
+            Err(Status::Unsupported)
+        );
     }
 
     #[test]
     fn a_read_only_disk_is_not_changed() {
-        assert_eq!(action(OUT, 0, &[0; 512], 1, &READ_ONLY), Err(Status::IoError));
-        assert_eq!(action(DISCARD, 0, &range(0, 1, 0), 1, &READ_ONLY), Err(Status::IoError));
-        assert_eq!(action(WRITE_ZEROES, 0, &range(0, 1, 0), 1, &READ_ONLY), Err(Status::IoError));
-        assert_eq!(action(IN, 0, &[], 513, &READ_ONLY), Ok(Action::Disk(DiskOp::Read { offset: 0 })));
+        assert_eq!(
+            action(OUT, 0, &[0; 512], 1, &READ_ONLY),
+            Err(Status::IoError)
+        );
+        assert_eq!(
+            action(DISCARD, 0, &range(0, 1, 0), 1, &READ_ONLY),
+            Err(Status::IoError)
+        );
+        assert_eq!(
+            action(WRITE_ZEROES, 0, &range(0, 1, 0), 1, &READ_ONLY),
+            Err(Status::IoError)
+        );
+        assert_eq!(
+            action(IN, 0, &[], 513, &READ_ONLY),
+            Ok(Action::Disk(DiskOp::Read { offset: 0 }))
+        );
     }
 
     #[test]
@@ -225,7 +323,9 @@ mod tests {
         ring.offer(0);
         let mem = ring.mem.clone();
         let mut buffers = Buffers::default();
-        buffers.gather(pop(&mut ring.queue(), &mem).unwrap().unwrap(), &mem, 8).unwrap();
+        buffers
+            .gather(pop(&mut ring.queue(), &mem).unwrap().unwrap(), &mem, 8)
+            .unwrap();
         assert_eq!(parse(&mut buffers, &mem, &DISK), Err(BrokenQueue::Short));
     }
 }

@@ -1,16 +1,12 @@
 //! A disk driven by hand-made rings: its worker step by step over a disk in memory, and the whole device over a file.
 
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::device::{Block, BlockConfig};
-use super::metrics::BlockCounters;
-use super::request::Limits;
-use super::worker::BlockWorker;
+use super::stepping::Stepped;
 use crate::devices::virtio::chain::BrokenQueue;
-use crate::devices::virtio::device::{ActiveQueue, Activation, Counters, VirtioDevice, feature};
-use crate::devices::virtio::harness::{DriverRing, NEXT, WRITE, activation, interrupt, memory};
-use crate::disk::fake::{FakeDisk, Script};
+use crate::devices::virtio::device::{VirtioDevice, feature};
+use crate::devices::virtio::harness::{DriverRing, NEXT, WRITE, activation, memory};
 use crate::disk::{Access, DiskOp, open};
 
 const IN: u32 = 0;
@@ -23,26 +19,21 @@ const HEADER: u64 = 0x8000;
 const DATA: u64 = 0x10000;
 const STATUS: u64 = 0xf000;
 
-/// A worker over a disk in memory, stepped by the test.
+/// A driver that asks for one thing after the other.
 struct Bench {
-    worker: BlockWorker,
-    script: Arc<Mutex<Script>>,
-    counters: Arc<BlockCounters>,
+    disk: Stepped,
     ring: DriverRing,
-    queues: Vec<ActiveQueue>,
     next: u16,
 }
 
 impl Bench {
     fn new() -> Self {
-        let (disk, script) = FakeDisk::new(64 * 512);
-        let counters = Arc::new(BlockCounters::new("test"));
-        let limits = Limits { size: 64 * 512, access: Access::ReadWrite };
-        let mut worker = BlockWorker::new(Box::new(disk), limits, *b"serial-of-the-disk!!", counters.clone());
         let ring = DriverRing::new(memory(), 64);
-        let queues = vec![ring.active(0)];
-        worker.prepare(&queues);
-        Self { worker, script, counters, ring, queues, next: 0 }
+        Self {
+            disk: Stepped::new(&ring, false),
+            ring,
+            next: 0,
+        }
     }
 
     /// A request in the next three descriptors; the one that carries data may be left out.
@@ -50,19 +41,34 @@ impl Bench {
         let head = self.next;
         self.next += 3;
         let header_at = HEADER + 16 * u64::from(head);
-        self.ring.write(header_at, &[&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat());
+        self.ring.write(
+            header_at,
+            &[&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat(),
+        );
         let device_writes = matches!(kind, IN | GET_ID);
-        self.ring.descriptor(head, header_at, 16, NEXT, if len > 0 { head + 1 } else { head + 2 });
-        self.ring.descriptor(head + 1, DATA, len, NEXT | if device_writes { WRITE } else { 0 }, head + 2);
-        self.ring.descriptor(head + 2, STATUS + u64::from(head), 1, WRITE, 0);
+        self.ring.descriptor(
+            head,
+            header_at,
+            16,
+            NEXT,
+            if len > 0 { head + 1 } else { head + 2 },
+        );
+        self.ring.descriptor(
+            head + 1,
+            DATA,
+            len,
+            NEXT | if device_writes { WRITE } else { 0 },
+            head + 2,
+        );
+        self.ring
+            .descriptor(head + 2, STATUS + u64::from(head), 1, WRITE, 0);
         self.ring.write(STATUS + u64::from(head), &[0xee]);
         self.ring.offer(head);
         head
     }
 
     fn turn(&mut self) -> Result<(), BrokenQueue> {
-        let mem = self.ring.mem.clone();
-        self.worker.turn(&mut self.queues, &mem, &interrupt(1))
+        self.disk.turn()
     }
 
     /// Turns twice, so that what was begun in the first is answered in the second, and gives the statuses.
@@ -70,18 +76,9 @@ impl Bench {
         self.turn().unwrap();
         self.turn().unwrap();
         let used = self.ring.take_used();
-        used.into_iter().map(|(head, len)| (head, len, self.ring.bytes(STATUS + u64::from(head), 1)[0])).collect()
-    }
-
-    fn counter(&self, name: &str) -> u64 {
-        self.counters.read().into_iter().find(|(known, _)| *known == name).unwrap().1
-    }
-
-    fn drain(&mut self) {
-        let mem = self.ring.mem.clone();
-        let mut activation = Activation { queues: std::mem::take(&mut self.queues), ..activation(mem, 0, vec![]) };
-        self.worker.drain(&mut activation);
-        self.queues = activation.queues;
+        used.into_iter()
+            .map(|(head, len)| (head, len, self.ring.bytes(STATUS + u64::from(head), 1)[0]))
+            .collect()
     }
 }
 
@@ -94,12 +91,24 @@ fn what_was_written_is_read_back() {
     let mut answers = bench.answers();
     answers.sort();
     assert_eq!(answers, [(write.into(), 1, 0), (flush.into(), 1, 0)]);
-    assert_eq!(bench.script.lock().unwrap().data[3 * 512..5 * 512], [0x5a; 1024]);
+    assert_eq!(
+        bench.disk.script.lock().unwrap().data[3 * 512..5 * 512],
+        [0x5a; 1024]
+    );
     bench.ring.write(DATA, &[0; 1024]);
     let read = bench.ask(IN, 4, 1024);
     assert_eq!(bench.answers(), [(read.into(), 1025, 0)]);
-    assert_eq!(bench.ring.bytes(DATA, 513), [vec![0x5a; 512], vec![0]].concat());
-    assert_eq!((bench.counter("reads_total"), bench.counter("write_bytes_total")), (1, 1024));
+    assert_eq!(
+        bench.ring.bytes(DATA, 513),
+        [vec![0x5a; 512], vec![0]].concat()
+    );
+    assert_eq!(
+        (
+            bench.disk.counter("reads_total"),
+            bench.disk.counter("write_bytes_total")
+        ),
+        (1, 1024)
+    );
 }
 
 #[test]
@@ -117,20 +126,20 @@ fn refused_requests_are_answered_and_the_queue_goes_on() {
     bench.ask(99, 0, 0);
     bench.ask(IN, 0, 512);
     assert_eq!(bench.answers(), [(0, 1, 1), (3, 1, 2), (6, 513, 0)]);
-    assert_eq!(bench.counter("refused_requests_total"), 2);
+    assert_eq!(bench.disk.counter("refused_requests_total"), 2);
 }
 
 #[test]
 fn a_request_that_was_done_in_parts_is_continued() {
     let mut bench = Bench::new();
-    bench.script.lock().unwrap().short = Some(700);
+    bench.disk.script.lock().unwrap().short = Some(700);
     bench.ring.write(DATA, &[9; 2048]);
     bench.ask(OUT, 0, 2048);
     for _ in 0..4 {
         bench.turn().unwrap();
     }
     assert_eq!(bench.ring.take_used(), [(0, 1)]);
-    let script = bench.script.lock().unwrap();
+    let script = bench.disk.script.lock().unwrap();
     assert_eq!(script.data[..2048], [9; 2048]);
     assert_eq!(script.seen[2], DiskOp::Write { offset: 1400 });
 }
@@ -138,18 +147,31 @@ fn a_request_that_was_done_in_parts_is_continued() {
 #[test]
 fn errors_of_the_host_become_errors_of_the_disk() {
     let mut bench = Bench::new();
-    bench.script.lock().unwrap().errors.extend([libc::EIO, libc::ENOSPC]);
+    bench
+        .disk
+        .script
+        .lock()
+        .unwrap()
+        .errors
+        .extend([libc::EIO, libc::ENOSPC]);
     bench.ask(IN, 0, 512);
     bench.ask(OUT, 0, 512);
     bench.ask(OUT, 0, 512);
-    assert_eq!(bench.answers().iter().map(|(_, _, status)| *status).collect::<Vec<_>>(), [1, 1, 0]);
-    assert_eq!(bench.counter("host_errors_total"), 2);
+    assert_eq!(
+        bench
+            .answers()
+            .iter()
+            .map(|(_, _, status)| *status)
+            .collect::<Vec<_>>(),
+        [1, 1, 0]
+    );
+    assert_eq!(bench.disk.counter("host_errors_total"), 2);
 }
 
 #[test]
 fn a_volume_that_shrank_is_an_error_and_no_endless_loop() {
     let mut bench = Bench::new();
-    bench.script.lock().unwrap().data.truncate(512);
+    bench.disk.script.lock().unwrap().data.truncate(512);
     bench.ask(IN, 0, 1024);
     bench.turn().unwrap();
     assert_eq!(bench.answers(), [(0, 513, 1)]);
@@ -158,33 +180,49 @@ fn a_volume_that_shrank_is_an_error_and_no_endless_loop() {
 #[test]
 fn zeroes_are_written_as_a_hole_where_a_range_cannot_be_zeroed() {
     let mut bench = Bench::new();
-    bench.script.lock().unwrap().errors.extend([libc::EOPNOTSUPP, libc::EOPNOTSUPP]);
-    bench.ring.write(DATA, &[&1_u64.to_le_bytes()[..], &2_u32.to_le_bytes(), &[0; 4]].concat());
+    bench
+        .disk
+        .script
+        .lock()
+        .unwrap()
+        .errors
+        .extend([libc::EOPNOTSUPP, libc::EOPNOTSUPP]);
+    bench.ring.write(
+        DATA,
+        &[&1_u64.to_le_bytes()[..], &2_u32.to_le_bytes(), &[0; 4]].concat(),
+    );
     bench.ask(WRITE_ZEROES, 0, 16);
     bench.turn().unwrap();
     bench.turn().unwrap();
     assert_eq!(bench.answers(), [(0, 1, 2)], "neither can be done");
-    let zeroes = |unmap| DiskOp::WriteZeroes { offset: 512, len: 1024, unmap };
-    assert_eq!(bench.script.lock().unwrap().seen, [zeroes(false), zeroes(true)]);
+    let zeroes = |unmap| DiskOp::WriteZeroes {
+        offset: 512,
+        len: 1024,
+        unmap,
+    };
+    assert_eq!(
+        bench.disk.script.lock().unwrap().seen,
+        [zeroes(false), zeroes(true)]
+    );
 }
 
 #[test]
 fn a_broken_chain_stops_the_queue_behind_what_came_before_it() {
     let mut bench = Bench::new();
-    bench.script.lock().unwrap().withhold = true;
+    bench.disk.script.lock().unwrap().withhold = true;
     bench.ask(IN, 0, 512);
     bench.ring.descriptor(40, HEADER, 16, NEXT, 40);
     bench.ring.offer(40);
     assert_eq!(bench.turn(), Err(BrokenQueue::Endless));
     assert_eq!(bench.ring.take_used(), []);
-    bench.drain();
+    bench.disk.finish();
     assert_eq!(bench.ring.take_used(), [(0, 513)]);
 }
 
 #[test]
 fn a_head_offered_again_and_again_fills_the_slots_and_no_more() {
     let mut bench = Bench::new();
-    bench.script.lock().unwrap().withhold = true;
+    bench.disk.script.lock().unwrap().withhold = true;
     let head = bench.ask(IN, 0, 512);
     for round in 0..10 {
         for _ in 0..63 {
@@ -192,14 +230,14 @@ fn a_head_offered_again_and_again_fills_the_slots_and_no_more() {
         }
         // A driver may not offer more than the ring holds; this one takes care to look well-behaved.
         match bench.turn() {
-            Ok(()) => assert_eq!(bench.script.lock().unwrap().seen.len(), 64),
+            Ok(()) => assert_eq!(bench.disk.script.lock().unwrap().seen.len(), 64),
             Err(error) => {
                 assert_eq!((round > 0, error), (true, BrokenQueue::Available));
                 break;
             }
         }
     }
-    bench.drain();
+    bench.disk.finish();
     assert_eq!(bench.ring.take_used().len(), 64);
 }
 
@@ -207,15 +245,14 @@ fn a_head_offered_again_and_again_fills_the_slots_and_no_more() {
 fn queues_share_the_worker_and_answer_each_in_its_own() {
     let mut bench = Bench::new();
     let mut second = DriverRing::numbered(bench.ring.mem.clone(), 8, 1);
-    bench.queues.push(second.active(1));
-    bench.worker.prepare(&bench.queues);
+    bench.disk.add(&second);
     bench.ask(FLUSH, 0, 0);
     second.descriptor(5, HEADER, 16, NEXT, 6);
     second.descriptor(6, STATUS, 1, WRITE, 0);
     second.offer(5);
     bench.answers();
     assert_eq!(second.take_used(), [(5, 1)]);
-    assert_eq!(bench.counter("flushes_total"), 2);
+    assert_eq!(bench.disk.counter("flushes_total"), 2);
 }
 
 fn until(mut condition: impl FnMut() -> bool) {
@@ -231,22 +268,30 @@ fn the_whole_device_writes_to_a_file_and_stops_with_its_queues() {
     let named = tempfile::NamedTempFile::new().unwrap();
     named.as_file().set_len(1 << 20).unwrap();
     let backend = open(named.reopen().unwrap().into(), Access::ReadWrite).unwrap();
-    let config =
-        BlockConfig { id: "root".into(), serial: "s1".into(), access: Access::ReadWrite, queues: 1 };
+    let config = BlockConfig {
+        id: "root".into(),
+        serial: "s1".into(),
+        access: Access::ReadWrite,
+        queues: 1,
+    };
     let mut disk = Block::new(&config, backend).unwrap();
     let mut capacity = [0; 8];
     disk.config_read(0, &mut capacity);
     assert_eq!(u64::from_le_bytes(capacity), 2048);
 
     let mut ring = DriverRing::new(memory(), 16);
-    ring.write(HEADER, &[&OUT.to_le_bytes()[..], &[0; 4], &7_u64.to_le_bytes()].concat());
+    ring.write(
+        HEADER,
+        &[&OUT.to_le_bytes()[..], &[0; 4], &7_u64.to_le_bytes()].concat(),
+    );
     ring.write(DATA, &[0xab; 4096]);
     ring.descriptor(0, HEADER, 16, NEXT, 1);
     ring.descriptor(1, DATA, 4096, NEXT, 2);
     ring.descriptor(2, STATUS, 1, WRITE, 0);
     let active = ring.active(0);
     let kick = active.kick.clone();
-    disk.activate(activation(ring.mem.clone(), feature::COMMON, vec![active])).unwrap();
+    disk.activate(activation(ring.mem.clone(), feature::COMMON, vec![active]))
+        .unwrap();
     for round in 0..3_u16 {
         ring.offer(0);
         kick.write(1).unwrap();
@@ -259,7 +304,8 @@ fn the_whole_device_writes_to_a_file_and_stops_with_its_queues() {
     let queues = disk.stop();
     assert_eq!(queues[0].queue.state().next_used, 3);
     ring.offer(0);
-    disk.activate(activation(ring.mem.clone(), feature::COMMON, queues)).unwrap();
+    disk.activate(activation(ring.mem.clone(), feature::COMMON, queues))
+        .unwrap();
     until(|| !ring.take_used().is_empty());
 }
 
@@ -267,7 +313,12 @@ fn the_whole_device_writes_to_a_file_and_stops_with_its_queues() {
 fn a_broken_queue_leaves_the_device_failed_until_it_is_reset() {
     let file = tempfile::tempfile().unwrap();
     file.set_len(4096).unwrap();
-    let config = BlockConfig { id: "x".into(), serial: String::new(), access: Access::ReadOnly, queues: 1 };
+    let config = BlockConfig {
+        id: "x".into(),
+        serial: String::new(),
+        access: Access::ReadOnly,
+        queues: 1,
+    };
     let mut disk = Block::new(&config, open(file.into(), Access::ReadOnly).unwrap()).unwrap();
     assert_ne!(disk.features() & 1 << 5, 0, "VIRTIO_BLK_F_RO");
     let mut ring = DriverRing::new(memory(), 16);

@@ -16,7 +16,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::metrics::{BlockCounters, count};
 use super::request::{self, Action, Limits, SERIAL_LEN, Status};
 use crate::devices::virtio::chain::{self, BrokenQueue, Buffers};
-use crate::devices::virtio::device::{ActiveQueue, Activation, VirtioInterrupt};
+use crate::devices::virtio::device::{Activation, ActiveQueue, VirtioInterrupt};
 use crate::devices::virtio::wait::{Trigger, Waiter};
 use crate::devices::virtio::worker::{QueueWorker, ServeError, idle_until};
 use crate::disk::{DiskBackend, DiskOp, IoVec};
@@ -105,7 +105,10 @@ impl QueueWorker for BlockWorker {
 impl BlockWorker {
     /// Makes as many slots as can be in flight. Nothing is.
     pub(super) fn prepare(&mut self, queues: &[ActiveQueue]) {
-        let count = queues.iter().map(|active| usize::from(active.queue.state().size)).sum();
+        let count = queues
+            .iter()
+            .map(|active| usize::from(active.queue.state().size))
+            .sum();
         self.slots.resize_with(count, || EMPTY);
         self.free.clear();
         self.free.extend(0..count);
@@ -120,7 +123,11 @@ impl BlockWorker {
         }
         loop {
             // Also once at the start: there may be requests from before the stop that preceded it.
-            self.turn(&mut activation.queues, &activation.mem, &activation.interrupt)?;
+            self.turn(
+                &mut activation.queues,
+                &activation.mem,
+                &activation.interrupt,
+            )?;
             let mut stopping = false;
             for token in waiter.wait()? {
                 match token {
@@ -149,8 +156,8 @@ impl BlockWorker {
         interrupt: &VirtioInterrupt,
     ) -> Result<(), BrokenQueue> {
         self.complete(queues, mem)?;
-        for at in 0..queues.len() {
-            self.take_requests(at, &mut queues[at], mem)?;
+        for (at, active) in queues.iter_mut().enumerate() {
+            self.take_requests(at, active, mem)?;
         }
         // A ring that refuses everything (out of memory) is asked again at the next turn.
         let _ = self.backend.commit();
@@ -163,23 +170,35 @@ impl BlockWorker {
         Ok(())
     }
 
-    fn take_requests(&mut self, at: usize, active: &mut ActiveQueue, mem: &GuestMemory) -> Result<(), BrokenQueue> {
+    fn take_requests(
+        &mut self,
+        at: usize,
+        active: &mut ActiveQueue,
+        mem: &GuestMemory,
+    ) -> Result<(), BrokenQueue> {
         let queue = &mut active.queue;
         loop {
             chain::hush(queue, mem)?;
             // Without a free slot the next completion brings us back here.
             while !self.free.is_empty() {
-                let Some(chain) = chain::pop(queue, mem)? else { break };
+                let Some(chain) = chain::pop(queue, mem)? else {
+                    break;
+                };
                 let head = chain.head_index();
                 self.parts.gather(chain, mem, SEGMENTS_MAX)?;
                 let request = request::parse(&mut self.parts, mem, &self.limits)?;
                 let (status, written) = match request.action {
-                    Ok(Action::Disk(op)) => match self.begin(at, head, request.status_at, op, mem) {
-                        Begun::InFlight => continue,
-                        Begun::Nothing => (Status::Ok, 0),
-                        Begun::Failed => (Status::IoError, 0),
-                    },
-                    Ok(Action::Identify) => (Status::Ok, self.parts.writable.write(mem, &self.serial) as u32),
+                    Ok(Action::Disk(op)) => {
+                        match self.begin(at, head, request.status_at, op, mem) {
+                            Begun::InFlight => continue,
+                            Begun::Nothing => (Status::Ok, 0),
+                            Begun::Failed => (Status::IoError, 0),
+                        }
+                    }
+                    Ok(Action::Identify) => (
+                        Status::Ok,
+                        self.parts.writable.write(mem, &self.serial) as u32,
+                    ),
                     Err(status) => {
                         count(&self.counters.refused, 1);
                         (status, 0)
@@ -193,14 +212,25 @@ impl BlockWorker {
         }
     }
 
-    fn begin(&mut self, queue: usize, head: u16, status_at: GuestAddress, op: DiskOp, mem: &GuestMemory) -> Begun {
+    fn begin(
+        &mut self,
+        queue: usize,
+        head: u16,
+        status_at: GuestAddress,
+        op: DiskOp,
+        mem: &GuestMemory,
+    ) -> Begun {
         let data = match op {
             DiskOp::Read { .. } => Some(&self.parts.writable),
             DiskOp::Write { .. } => Some(&self.parts.readable),
-            DiskOp::Discard { len: 0, .. } | DiskOp::WriteZeroes { len: 0, .. } => return Begun::Nothing,
+            DiskOp::Discard { len: 0, .. } | DiskOp::WriteZeroes { len: 0, .. } => {
+                return Begun::Nothing;
+            }
             DiskOp::Flush | DiskOp::Discard { .. } | DiskOp::WriteZeroes { .. } => None,
         };
-        let Some(index) = self.free.pop() else { return Begun::Failed };
+        let Some(index) = self.free.pop() else {
+            return Begun::Failed;
+        };
         let slot = &mut self.slots[index];
         slot.queue = queue;
         slot.head = head;
@@ -214,7 +244,11 @@ impl BlockWorker {
             if slot.left == 0 || !data.host_buffers(mem, &mut slot.buffers) {
                 let nothing = slot.left == 0;
                 self.free.push(index);
-                return if nothing { Begun::Nothing } else { Begun::Failed };
+                return if nothing {
+                    Begun::Nothing
+                } else {
+                    Begun::Failed
+                };
             }
         }
         if self.submit(index) {
@@ -238,10 +272,25 @@ impl BlockWorker {
     }
 
     /// Answers every request that is over.
-    fn complete(&mut self, queues: &mut [ActiveQueue], mem: &GuestMemory) -> Result<(), BrokenQueue> {
-        let Self { backend, slots, again, over, .. } = self;
+    fn complete(
+        &mut self,
+        queues: &mut [ActiveQueue],
+        mem: &GuestMemory,
+    ) -> Result<(), BrokenQueue> {
+        let Self {
+            backend,
+            slots,
+            again,
+            over,
+            ..
+        } = self;
         backend.complete(&mut |token, result| {
-            let Some(slot) = usize::try_from(token).ok().and_then(|index| slots.get_mut(index)) else { return };
+            let Some(slot) = usize::try_from(token)
+                .ok()
+                .and_then(|index| slots.get_mut(index))
+            else {
+                return;
+            };
             let index = token as usize;
             match slot.after(result) {
                 None => again.push(index),
@@ -283,7 +332,9 @@ impl BlockWorker {
                 count(&counters.write_bytes, slot.moved);
             }
             (Status::Ok, DiskOp::Flush) => count(&counters.flushes, 1),
-            (Status::Ok, DiskOp::Discard { .. } | DiskOp::WriteZeroes { .. }) => count(&counters.discards, 1),
+            (Status::Ok, DiskOp::Discard { .. } | DiskOp::WriteZeroes { .. }) => {
+                count(&counters.discards, 1)
+            }
         }
     }
 
@@ -291,7 +342,9 @@ impl BlockWorker {
     pub(super) fn drain(&mut self, activation: &mut Activation) {
         loop {
             // The queues may be what is broken: what cannot be answered then is over all the same.
-            let answered = self.complete(&mut activation.queues, &activation.mem).is_ok();
+            let answered = self
+                .complete(&mut activation.queues, &activation.mem)
+                .is_ok();
             if self.free.len() == self.slots.len() {
                 break;
             }
@@ -309,6 +362,13 @@ impl BlockWorker {
                 activation.interrupt.signal_queue(active.index);
             }
         }
+    }
+}
+
+#[cfg(test)]
+impl BlockWorker {
+    pub(super) fn in_flight(&self) -> usize {
+        self.slots.len() - self.free.len()
     }
 }
 
@@ -344,7 +404,10 @@ impl Slot {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => None,
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => match &mut self.op {
                 // Not every file system can zero a range and keep its space; a hole reads as zeroes too.
-                DiskOp::WriteZeroes { unmap: unmap @ false, .. } => {
+                DiskOp::WriteZeroes {
+                    unmap: unmap @ false,
+                    ..
+                } => {
                     *unmap = true;
                     None
                 }
@@ -355,7 +418,6 @@ impl Slot {
     }
 }
 
-
 /// Writes the status and gives the chain back.
 fn answer(
     queue: &mut virtio_queue::Queue,
@@ -365,6 +427,7 @@ fn answer(
     status: Status,
     written: u32,
 ) -> Result<(), BrokenQueue> {
-    mem.write_obj(status as u8, status_at).map_err(|_| BrokenQueue::Outside)?;
+    mem.write_obj(status as u8, status_at)
+        .map_err(|_| BrokenQueue::Outside)?;
     chain::push_used(queue, mem, head, written + 1)
 }

@@ -64,13 +64,15 @@ pub(super) fn turn(
             parts.gather(chain, mem, SEGMENTS_MAX)?;
             let ack_at = parts.writable.pop_last_byte().ok_or(BrokenQueue::Short)?;
             let mut command = [0; 4];
-            let followed =
-                parts.readable.len() == 4 && parts.readable.read(mem, &mut command) && pairs.follow(&command);
+            let followed = parts.readable.len() == 4
+                && parts.readable.read(mem, &mut command)
+                && pairs.follow(&command);
             if !followed {
                 count(&counters.refused, 1);
             }
             let ack = if followed { OK } else { ERROR };
-            mem.write_obj(ack, ack_at).map_err(|_| BrokenQueue::Outside)?;
+            mem.write_obj(ack, ack_at)
+                .map_err(|_| BrokenQueue::Outside)?;
             chain::push_used(queue, mem, head, 1)?;
         }
         if !chain::listen(queue, mem)? {

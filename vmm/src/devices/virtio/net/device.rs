@@ -7,7 +7,8 @@ use super::control::Pairs;
 use super::metrics::NetCounters;
 use super::worker::NetWorker;
 use crate::devices::virtio::device::{
-    ActivateError, ActiveQueue, Activation, Counters, DeviceKind, VirtioDevice, feature, read_config_bytes,
+    ActivateError, Activation, ActiveQueue, Counters, DeviceKind, VirtioDevice, feature,
+    read_config_bytes,
 };
 use crate::devices::virtio::worker::Worker;
 use crate::net::{NetBackend, Offloads};
@@ -62,7 +63,10 @@ impl Net {
     pub fn new(config: &NetConfig, backends: Vec<Arc<dyn NetBackend>>) -> io::Result<Self> {
         let pairs = backends.len();
         if !(1..=PAIRS_MAX).contains(&pairs) {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("a NIC cannot have {pairs} queue pairs")));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("a NIC cannot have {pairs} queue pairs"),
+            ));
         }
         let counters = Arc::new(NetCounters::new(&config.id));
         let mut all = Some(Pairs::new(backends.clone()));
@@ -145,8 +149,17 @@ impl VirtioDevice for Net {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let Activation { mem, features, queues, interrupt } = activation;
-        let pairs = if features & MULTI_QUEUE != 0 { self.workers.len() } else { 1 };
+        let Activation {
+            mem,
+            features,
+            queues,
+            interrupt,
+        } = activation;
+        let pairs = if features & MULTI_QUEUE != 0 {
+            self.workers.len()
+        } else {
+            1
+        };
         let mut shares: Vec<Vec<ActiveQueue>> = self.workers.iter().map(|_| Vec::new()).collect();
         for queue in queues {
             let share = worker_of(queue.index, pairs).and_then(|worker| shares.get_mut(worker));
@@ -164,8 +177,18 @@ impl VirtioDevice for Net {
                 }
             }
         }
-        for (worker, queues) in self.workers.iter_mut().zip(shares).filter(|(_, queues)| !queues.is_empty()) {
-            worker.start(Activation { mem: mem.clone(), features, queues, interrupt: interrupt.clone() })?;
+        for (worker, queues) in self
+            .workers
+            .iter_mut()
+            .zip(shares)
+            .filter(|(_, queues)| !queues.is_empty())
+        {
+            worker.start(Activation {
+                mem: mem.clone(),
+                features,
+                queues,
+                interrupt: interrupt.clone(),
+            })?;
         }
         Ok(())
     }

@@ -14,6 +14,9 @@ mod worker;
 pub mod metrics;
 
 #[cfg(test)]
+pub(crate) mod stepping;
+
+#[cfg(test)]
 mod tests;
 
 pub use device::{Net, NetConfig};

@@ -88,12 +88,20 @@ impl Receiver {
     }
 
     /// Whether the driver wants to be interrupted for what was delivered since the last call.
-    pub(super) fn wants_interrupt(&mut self, rx: &ActiveQueue, mem: &GuestMemory) -> Result<bool, BrokenQueue> {
+    pub(super) fn wants_interrupt(
+        &mut self,
+        rx: &ActiveQueue,
+        mem: &GuestMemory,
+    ) -> Result<bool, BrokenQueue> {
         let since = std::mem::replace(&mut self.told, rx.queue.next_used());
         chain::wants_interrupt_since(&rx.queue, mem, since)
     }
 
-    fn deliver(&mut self, rx: &mut ActiveQueue, mem: &GuestMemory) -> Result<Delivery, BrokenQueue> {
+    fn deliver(
+        &mut self,
+        rx: &mut ActiveQueue,
+        mem: &GuestMemory,
+    ) -> Result<Delivery, BrokenQueue> {
         let queue = &mut rx.queue;
         let first = queue.next_avail();
         let mut done = 0;
@@ -109,7 +117,11 @@ impl Receiver {
                 // We want to hear of the next buffer behind the ones that are too few, so ask before going back.
                 let more = chain::listen(queue, mem)?;
                 queue.set_next_avail(first);
-                return Ok(if more { Delivery::Again } else { Delivery::NoBuffer });
+                return Ok(if more {
+                    Delivery::Again
+                } else {
+                    Delivery::NoBuffer
+                });
             };
             let head = chain.head_index();
             self.parts.gather(chain, mem, SEGMENTS_MAX)?;
@@ -128,12 +140,16 @@ impl Receiver {
             done += here;
             self.used.push((head, here as u32));
             if num_buffers_at.is_none() {
-                num_buffers_at = room.address_of(NUM_BUFFERS).zip(room.address_of(NUM_BUFFERS + 1));
+                num_buffers_at = room
+                    .address_of(NUM_BUFFERS)
+                    .zip(room.address_of(NUM_BUFFERS + 1));
             }
         }
         if let Some((low, high)) = num_buffers_at {
             let [first, second] = (self.used.len() as u16).to_le_bytes();
-            let written = mem.write_obj(first, low).and_then(|()| mem.write_obj(second, high));
+            let written = mem
+                .write_obj(first, low)
+                .and_then(|()| mem.write_obj(second, high));
             written.map_err(|_| BrokenQueue::Outside)?;
         }
         chain::push_used_together(queue, mem, &self.used)?;

@@ -21,7 +21,10 @@ pub(super) struct Transmitter {
 
 impl Transmitter {
     pub(super) fn new() -> Self {
-        Self { parts: Buffers::with_capacity(SEGMENTS_MAX), buffers: Vec::with_capacity(SEGMENTS_MAX) }
+        Self {
+            parts: Buffers::with_capacity(SEGMENTS_MAX),
+            buffers: Vec::with_capacity(SEGMENTS_MAX),
+        }
     }
 
     /// Sends what there is, for a while; true if there may be more right now.

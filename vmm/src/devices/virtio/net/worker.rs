@@ -10,7 +10,7 @@ use super::metrics::NetCounters;
 use super::receive::Receiver;
 use super::transmit::Transmitter;
 use crate::devices::virtio::chain::{self, Buffers};
-use crate::devices::virtio::device::{ActiveQueue, Activation};
+use crate::devices::virtio::device::{Activation, ActiveQueue};
 use crate::devices::virtio::wait::{Trigger, Waiter};
 use crate::devices::virtio::worker::{QueueWorker, ServeError, idle_until};
 use crate::net::{Arrivals, NetBackend};
@@ -29,7 +29,11 @@ pub(super) struct NetWorker {
 }
 
 impl NetWorker {
-    pub(super) fn new(backend: Arc<dyn NetBackend>, pairs: Option<Pairs>, counters: Arc<NetCounters>) -> Self {
+    pub(super) fn new(
+        backend: Arc<dyn NetBackend>,
+        pairs: Option<Pairs>,
+        counters: Arc<NetCounters>,
+    ) -> Self {
         Self {
             backend,
             pairs,
@@ -70,7 +74,8 @@ impl NetWorker {
             }
         }
         if let Some(rx) = activation.queues.first() {
-            self.receiver.prepare(rx, activation.features & super::device::MERGEABLE != 0);
+            self.receiver
+                .prepare(rx, activation.features & super::device::MERGEABLE != 0);
         }
         Ok(())
     }
@@ -110,13 +115,24 @@ impl NetWorker {
 
     /// A while of everything there is to do; true if there may be more right now.
     pub(super) fn turn(&mut self, activation: &mut Activation) -> Result<bool, ServeError> {
-        let Activation { mem, queues, interrupt, .. } = activation;
-        let [rx, tx, rest @ ..] = &mut queues[..] else { return Ok(false) };
-        let more_to_send = self.transmitter.turn(tx, mem, &*self.backend, &self.counters)?;
+        let Activation {
+            mem,
+            queues,
+            interrupt,
+            ..
+        } = activation;
+        let [rx, tx, rest @ ..] = &mut queues[..] else {
+            return Ok(false);
+        };
+        let more_to_send = self
+            .transmitter
+            .turn(tx, mem, &*self.backend, &self.counters)?;
         if chain::wants_interrupt(&mut tx.queue, mem)? {
             interrupt.signal_queue(tx.index);
         }
-        let more_to_receive = self.receiver.turn(rx, mem, &*self.backend, &self.counters)?;
+        let more_to_receive = self
+            .receiver
+            .turn(rx, mem, &*self.backend, &self.counters)?;
         if self.receiver.wants_interrupt(rx, mem)? {
             interrupt.signal_queue(rx.index);
         }
