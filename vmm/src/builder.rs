@@ -1,1 +1,301 @@
 //! From plan and descriptors to a live machine: the one place that names every device.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::{Instant, SystemTime};
+
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::arch::x86_64::boot::{self, Entry, EntryError};
+use crate::arch::x86_64::cpuid::{self, VcpuIdentity};
+use crate::arch::x86_64::{acpi, layout, msrs};
+use crate::bus::{Bus, BusClaimError, SharedDevice};
+use crate::config::Boot;
+use crate::devices::i8042::{self, I8042};
+use crate::devices::power::Power;
+use crate::devices::rtc::{self, Rtc};
+use crate::devices::serial::Com1;
+use crate::event_loop::Wake;
+use crate::fds::{self, TakeFdError};
+use crate::loader::kernel::{self, Kernel, KernelError};
+use crate::machine::{MachinePlan, PlanError};
+use crate::memory::{self, GuestMemory, MemoryError};
+use crate::metrics::{Counter, Registry};
+use crate::pci::root::{ConfigPorts, Ecam, MemoryWindow, PciRoot, SlotError};
+use crate::seccomp::SeccompError;
+use crate::vcpu::{Buses, VcpuError, Vcpus};
+use crate::vm::ExitSignal;
+
+/// Why there is no machine.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The configuration cannot be a machine.
+    #[error("the VM configuration is refused")]
+    Plan(#[from] PlanError),
+    /// A descriptor is missing.
+    #[error(transparent)]
+    Fd(#[from] TakeFdError),
+    /// KVM refused a step.
+    #[error("KVM refused to {what}")]
+    Kvm {
+        /// The step.
+        what: &'static str,
+        /// Its answer.
+        source: io::Error,
+    },
+    /// The host's processor cannot address the machine.
+    #[error("the host addresses {host_bits} bits of physical memory, too few for this guest")]
+    AddressBits {
+        /// What it can.
+        host_bits: u8,
+    },
+    /// No memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// No kernel.
+    #[error("could not load the kernel")]
+    Kernel(#[from] KernelError),
+    /// No ACPI tables.
+    #[error(transparent)]
+    Acpi(#[from] acpi::AcpiError),
+    /// No CPUID.
+    #[error("the host's CPUID has too many leaves")]
+    Cpuid,
+    /// No MSRs.
+    #[error(transparent)]
+    Msrs(#[from] msrs::MsrError),
+    /// No registers.
+    #[error(transparent)]
+    Entry(#[from] EntryError),
+    /// Two devices in one place.
+    #[error(transparent)]
+    Bus(#[from] BusClaimError),
+    /// Two devices in one slot.
+    #[error(transparent)]
+    Slot(#[from] SlotError),
+    /// An eventfd or epoll descriptor is missing.
+    #[error("could not set up the event loop")]
+    EventLoop(#[source] io::Error),
+    /// No vCPU threads.
+    #[error(transparent)]
+    Vcpus(#[from] VcpuError),
+    /// No filter.
+    #[error(transparent)]
+    Seccomp(#[from] SeccompError),
+}
+
+fn refused(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> BuildError {
+    move |errno| BuildError::Kvm {
+        what,
+        source: errno.into(),
+    }
+}
+
+/// A built machine. Fields are dropped in this order: vCPUs first, memory last.
+pub struct Machine {
+    /// The vCPUs, paused until [`Self::first_run`].
+    pub vcpus: Vcpus,
+    /// COM1.
+    pub com1: Arc<Mutex<Com1>>,
+    /// Rings when COM1 has output.
+    pub com1_wake: Wake,
+    /// The power button.
+    pub power: Arc<Mutex<Power<Arc<VmFd>>>>,
+    /// Rings when the guest has ended.
+    pub exit: ExitSignal,
+    metrics: Registry,
+    started: Instant,
+    first_run: Counter,
+    _buses: Arc<Buses>,
+    _vm: Arc<VmFd>,
+    _memory: Arc<GuestMemory>,
+}
+
+impl Machine {
+    /// Lets the vCPUs run, for the first time.
+    pub fn first_run(&self) {
+        self.first_run
+            .add(u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX));
+        self.vcpus.resume();
+    }
+
+    /// All counters now.
+    pub fn read_metrics(&self) -> BTreeMap<String, u64> {
+        self.metrics.read()
+    }
+}
+
+/// Builds everything but the event loop. `started` is when the process began, for the record.
+pub fn build(plan: &MachinePlan, started: Instant) -> Result<Machine, BuildError> {
+    let kvm = fds::take_kvm(plan.config.kvm_fd)?;
+    let metrics = Registry::default();
+    let exit = ExitSignal::new().map_err(BuildError::EventLoop)?;
+
+    let vm = create_vm(&kvm)?;
+    let memory = Arc::new(memory::create(&plan.ram)?);
+    memory::register(&vm, &memory)?;
+    let entry = load(plan, &memory)?;
+    let vcpus = create_vcpus(&kvm, &vm, plan, &memory, entry)?;
+
+    let com1_line = EventFd::new(EFD_NONBLOCK).map_err(BuildError::EventLoop)?;
+    vm.register_irqfd(&com1_line, layout::COM1_GSI)
+        .map_err(refused("link the interrupt of COM1"))?;
+    let com1_wake = Wake::new().map_err(BuildError::EventLoop)?;
+    let com1 = Arc::new(Mutex::new(Com1::new(
+        com1_line,
+        com1_wake.clone(),
+        &metrics,
+    )));
+    let power = Arc::new(Mutex::new(Power::new(Arc::clone(&vm), exit.clone())));
+    let root = Arc::new(PciRoot::new(&metrics));
+
+    let mut pio = Bus::new("pio", &metrics);
+    let ports: [(u16, u64, Arc<dyn SharedDevice>); 5] = [
+        (layout::COM1_PORT, 8, com1.clone()),
+        (layout::PM_PORT, u64::from(layout::PM_PORTS), power.clone()),
+        (
+            layout::PCI_CONFIG_PORT,
+            8,
+            Arc::new(Mutex::new(ConfigPorts::new(
+                Arc::clone(&root),
+                exit.clone(),
+            ))),
+        ),
+        (
+            rtc::PORT,
+            2,
+            Arc::new(Mutex::new(Rtc::new(SystemTime::now))),
+        ),
+        (
+            i8042::COMMAND_PORT,
+            1,
+            Arc::new(Mutex::new(I8042::new(exit.clone()))),
+        ),
+    ];
+    for (port, size, device) in ports {
+        pio.claim(u64::from(port), size, device)?;
+    }
+    let mut mmio = Bus::new("mmio", &metrics);
+    let windows = [
+        (layout::MMIO32, layout::MMIO32_SIZE),
+        (plan.mmio64, layout::MMIO64_SIZE),
+    ];
+    for (start, size) in windows {
+        mmio.claim(
+            start,
+            size,
+            Arc::new(MemoryWindow {
+                root: Arc::clone(&root),
+                start,
+            }),
+        )?;
+    }
+    mmio.claim(layout::ECAM, layout::ECAM_SIZE, Arc::new(Ecam(root)))?;
+
+    let buses = Arc::new(Buses { pio, mmio });
+    let vcpus = Vcpus::start(vcpus, &buses, &exit, &metrics)?;
+    let first_run = metrics.counter("start_to_first_instruction_us");
+    Ok(Machine {
+        vcpus,
+        com1,
+        com1_wake,
+        power,
+        exit,
+        metrics,
+        started,
+        first_run,
+        _buses: buses,
+        _vm: vm,
+        _memory: memory,
+    })
+}
+
+fn create_vm(kvm: &Kvm) -> Result<Arc<VmFd>, BuildError> {
+    let vm = loop {
+        // A signal can interrupt it; that is no reason to give up.
+        match kvm.create_vm() {
+            Err(errno) if errno.errno() == libc::EINTR => {}
+            other => break other.map_err(refused("create a virtual machine"))?,
+        }
+    };
+    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
+        .map_err(refused("place its identity map"))?;
+    vm.set_tss_address(layout::KVM_TSS)
+        .map_err(refused("place its task state"))?;
+    vm.create_irq_chip()
+        .map_err(refused("create interrupt controllers"))?;
+    let pit = kvm_pit_config {
+        flags: KVM_PIT_SPEAKER_DUMMY,
+        ..Default::default()
+    };
+    vm.create_pit2(pit)
+        .map_err(refused("create an interval timer"))?;
+    Ok(Arc::new(vm))
+}
+
+/// Puts tables, kernel and initial RAM disk into memory; the files are closed again at the end.
+fn load(plan: &MachinePlan, memory: &GuestMemory) -> Result<Entry, BuildError> {
+    let rsdp = acpi::write(memory, plan)?;
+    let Boot::Kernel {
+        kernel_fd,
+        initrd_fd,
+        cmdline,
+    } = &plan.config.boot;
+    let mut kernel = File::from(fds::take("the kernel", *kernel_fd)?);
+    let mut initrd = match initrd_fd {
+        Some(fd) => Some(File::from(fds::take("the initial RAM disk", *fd)?)),
+        None => None,
+    };
+    let boot = Kernel {
+        kernel: &mut kernel,
+        initrd: initrd.as_mut(),
+        cmdline,
+        rsdp,
+    };
+    Ok(kernel::load(memory, plan, boot)?)
+}
+
+/// vCPU 0 stands at the kernel's entry, the others wait for its start-up interrupt.
+fn create_vcpus(
+    kvm: &Kvm,
+    vm: &VmFd,
+    plan: &MachinePlan,
+    memory: &GuestMemory,
+    entry: Entry,
+) -> Result<Vec<VcpuFd>, BuildError> {
+    let host = kvm
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(refused("list the processor's features"))?;
+    let host_bits = cpuid::physical_bits(&host);
+    if host_bits < 64 && plan.address_end() > 1 << host_bits {
+        return Err(BuildError::AddressBits { host_bits });
+    }
+    let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+    let mut vcpus = Vec::with_capacity(usize::from(plan.config.vcpus));
+    for id in 0..plan.config.vcpus {
+        let vcpu = vm
+            .create_vcpu(u64::from(id))
+            .map_err(refused("create a vCPU"))?;
+        let mut own = host.clone();
+        cpuid::filter(
+            &mut own,
+            VcpuIdentity {
+                id,
+                vcpus: plan.config.vcpus,
+                tsc_deadline,
+            },
+        );
+        vcpu.set_cpuid2(&own)
+            .map_err(refused("set the features of a vCPU"))?;
+        msrs::set(&vcpu)?;
+        if id == 0 {
+            boot::enter(&vcpu, memory, entry)?;
+        }
+        vcpus.push(vcpu);
+    }
+    Ok(vcpus)
+}

@@ -7,6 +7,8 @@
 //! ```
 //! Several connections at once; a reply goes to who asked, an event to everybody.
 
+pub mod server;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -96,6 +98,8 @@ pub enum RefusalCode {
     Malformed,
     /// The machine is not in a state for it, for example paused already.
     WrongState,
+    /// It was tried and did not work.
+    Failed,
 }
 
 /// Told to every connection.
@@ -141,6 +145,18 @@ pub struct Status {
     pub uptime_ms: u64,
 }
 
+impl Status {
+    /// Reads a status file: its first line. What follows is what a longer, older one has left.
+    pub fn from_file(content: &[u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(
+            content
+                .split(|byte| *byte == b'\n')
+                .next()
+                .unwrap_or(content),
+        )
+    }
+}
+
 /// The states of [`crate::vm`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -181,16 +197,33 @@ mod tests {
     #[test]
     fn the_wire_form_is_what_the_module_says() {
         let request: Request = serde_json::from_str(r#"{"id":1,"op":"power_button"}"#).unwrap();
-        assert_eq!(request, Request { id: 1, op: Operation::PowerButton });
-        let done = Message::Reply(Reply { id: 1, outcome: Outcome::Result(Answer::Done) });
-        assert_eq!(serde_json::to_string(&done).unwrap(), r#"{"id":1,"result":{"kind":"done"}}"#);
-        let over = Message::Event(Event::Exiting { reason: ExitReason::GuestPowerOff });
+        assert_eq!(
+            request,
+            Request {
+                id: 1,
+                op: Operation::PowerButton
+            }
+        );
+        let done = Message::Reply(Reply {
+            id: 1,
+            outcome: Outcome::Result(Answer::Done),
+        });
+        assert_eq!(
+            serde_json::to_string(&done).unwrap(),
+            r#"{"id":1,"result":{"kind":"done"}}"#
+        );
+        let over = Message::Event(Event::Exiting {
+            reason: ExitReason::GuestPowerOff,
+        });
         let line = r#"{"event":"exiting","reason":{"kind":"guest_power_off"}}"#;
         assert_eq!(serde_json::to_string(&over).unwrap(), line);
         assert_eq!(serde_json::from_str::<Message>(line).unwrap(), over);
         let refused = Message::Reply(Reply {
             id: 2,
-            outcome: Outcome::Error(Refusal { code: RefusalCode::WrongState, message: "m".into() }),
+            outcome: Outcome::Error(Refusal {
+                code: RefusalCode::WrongState,
+                message: "m".into(),
+            }),
         });
         let line = r#"{"id":2,"error":{"code":"wrong_state","message":"m"}}"#;
         assert_eq!(serde_json::to_string(&refused).unwrap(), line);
@@ -201,7 +234,9 @@ mod tests {
                 name: "web".into(),
                 pid: 7,
                 state: State::Exited,
-                exit: Some(ExitReason::Error { message: "no".into() }),
+                exit: Some(ExitReason::Error {
+                    message: "no".into(),
+                }),
                 uptime_ms: 5,
             })),
         });

@@ -1,1 +1,3 @@
 //! Putting the first program into guest memory.
+
+pub mod kernel;
