@@ -35,6 +35,26 @@ guest: ## Make the demonstration guest: dist/guest/
 rootfs: binaries ## Make kernel and initramfs for direct boots: dist/vmlinux, dist/initrd.lz4
 	$(IMAGE) rootfs
 
+.PHONY: uki
+uki: binaries ## Make the operating system in one file: dist/limiquantix.efi
+	$(IMAGE) uki
+
+.PHONY: iso
+iso: binaries ## Make the installer medium: dist/limiquantix.iso
+	$(IMAGE) iso
+
+.PHONY: disk
+disk: binaries ## Make an installed disk: dist/limiquantix.raw (8 GiB, sparse)
+	$(IMAGE) disk
+
+.PHONY: pxe
+pxe: binaries ## Make the files for network boot: dist/pxe/
+	$(IMAGE) pxe
+
+.PHONY: images
+images: binaries ## Make all of these and the demonstration guest, and dist/manifest.json
+	$(IMAGE) all
+
 .PHONY: base-update
 base-update: ## Pin the current versions of the Debian base in image/base/debian.lock
 	$(IMAGE) base-update

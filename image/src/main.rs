@@ -8,9 +8,9 @@ use clap::{Args, Parser, Subcommand};
 use image::archive::Compression;
 use image::base::Base;
 use image::base::update::{self, Sources};
-use image::guest;
 use image::paths::Paths;
 use image::rootfs::{self, Recipe};
+use image::{disk, guest, iso, manifest, pxe, uki};
 
 /// Builds limiquantix's images into dist/.
 #[derive(Parser)]
@@ -45,8 +45,18 @@ struct How {
 enum What {
     /// The kernel and initramfs for direct boots.
     Rootfs,
+    /// The UKI: the whole operating system in one file.
+    Uki,
+    /// The installer medium.
+    Iso,
+    /// An installed disk.
+    Disk,
+    /// The files for network boot.
+    Pxe,
     /// The demonstration guest.
     Guest,
+    /// Everything.
+    All,
     /// Look up current package versions and rewrite image/base/debian.lock.
     BaseUpdate {
         /// Also take versions from the security and updates archives; they leave the mirrors sooner.
@@ -70,10 +80,7 @@ fn main() -> Result<()> {
     };
     let base = cli.how.base.map_or(Base::Debian, Base::Directory);
     match cli.what {
-        What::Rootfs => {
-            rootfs::build(&paths, &base.prepare(&paths)?, &recipe)?;
-        }
-        What::Guest => guest::build(&paths)?,
+        What::Guest => guest::build(&paths),
         What::BaseUpdate { with_security } => {
             let sources = if with_security {
                 Sources::WithSecurity
@@ -84,7 +91,33 @@ fn main() -> Result<()> {
             for package in &lock.packages {
                 println!("{} {}", package.name, package.version);
             }
+            Ok(())
+        }
+        What::Rootfs | What::Uki | What::Iso | What::Disk | What::Pxe | What::All => {
+            media(&cli.what, &paths, &base, &recipe)
         }
     }
-    Ok(())
+}
+
+/// The chain from base to media, as far as asked for; the manifest tells about all there is in the end.
+fn media(what: &What, paths: &Paths, base: &Base, recipe: &Recipe) -> Result<()> {
+    let all = matches!(what, What::All);
+    let base = base.prepare(paths)?;
+    let rootfs = rootfs::build(paths, &base, recipe)?;
+    if !matches!(what, What::Rootfs) {
+        let uki = uki::build(paths, &base, &rootfs, recipe)?;
+        if all || matches!(what, What::Iso) {
+            iso::build(paths, &uki)?;
+        }
+        if all || matches!(what, What::Disk) {
+            disk::build(paths, &base, &uki, &recipe.version)?;
+        }
+        if all || matches!(what, What::Pxe) {
+            pxe::build(paths, &rootfs, &uki, recipe)?;
+        }
+    }
+    if all {
+        guest::build(paths)?;
+    }
+    manifest::write(paths, &base, recipe)
 }

@@ -99,11 +99,13 @@ fn tree(
 ) -> Result<Tree> {
     let mut tree = base.tree.clone();
     for (dir, mode) in [
+        ("data", 0o755),
         ("dev", 0o755),
         ("mnt", 0o755),
         ("proc", 0o555),
         ("root", 0o700),
         ("run", 0o755),
+        ("state", 0o700),
         ("sys", 0o555),
         ("tmp", 0o1777),
         ("usr/sbin", 0o755),
