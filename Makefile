@@ -58,3 +58,26 @@ images: binaries ## Make all of these and the demonstration guest, and dist/mani
 .PHONY: base-update
 base-update: ## Pin the current versions of the Debian base in image/base/debian.lock
 	$(IMAGE) base-update
+
+TESTBED := target/$(TARGET)/release/testbed
+
+.PHONY: run
+run: deps images ## Install the ISO in QEMU, boot from its disk, start a guest; stays until Ctrl-C (HEADLESS=1: ends after the guest's marker)
+	$(TESTBED) run $(if $(filter 1,$(HEADLESS)),--headless)
+
+.PHONY: test
+test: deps images ## Run all tests: unit, KVM, whole appliances; the last line has the totals
+	$(TESTBED) test
+
+.PHONY: quick
+quick: ## Run the tests that need neither KVM nor QEMU nor root
+	$(CARGO) build --quiet --locked --workspace --bin testbed
+	target/$(TARGET)/debug/testbed test unit
+
+.PHONY: test-kvm
+test-kvm: deps images ## Run the tests that need /dev/kvm, in a guest that has it
+	$(TESTBED) test kvm
+
+.PHONY: testbed
+testbed: deps images ## Run the tests of whole appliances (ONLY=part of a test's name)
+	$(TESTBED) test testbed $(if $(ONLY),--only $(ONLY))

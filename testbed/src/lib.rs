@@ -29,3 +29,6 @@ pub mod expect;
 pub mod guest;
 pub mod lab;
 pub mod tls;
+
+pub mod demonstration;
+pub mod suite;

@@ -94,6 +94,8 @@ pub struct MachineConfig {
     pub seed: Option<PathBuf>,
     /// TCP ports of the machine to be reached from here.
     pub ports: Vec<u16>,
+    /// The first of them is reached by this port of ours when it is free; else by any.
+    pub preferred_port: Option<u16>,
     /// May open connections to the outside.
     pub outside: bool,
     /// A reset ends it instead of booting it again.
@@ -119,6 +121,7 @@ impl MachineConfig {
             cd_first: false,
             seed: None,
             ports: vec![443],
+            preferred_port: None,
             outside: false,
             no_reboot: false,
             agent: false,
@@ -174,7 +177,7 @@ impl Machine {
         command.args(memory_arguments(&config));
         command.args(boot_arguments(&config, folder)?);
         command.args(disk_arguments(&config));
-        let forwards = free_ports(&config.ports)?;
+        let forwards = free_ports(&config.ports, config.preferred_port)?;
         command.args(network_arguments(&config, &forwards));
         if config.no_reboot {
             command.arg("-no-reboot");
@@ -454,12 +457,19 @@ fn network_arguments(config: &MachineConfig, forwards: &[(u16, u16)]) -> Vec<Str
 }
 
 /// A free port of this machine for each of `theirs`.
-fn free_ports(theirs: &[u16]) -> Result<Vec<(u16, u16)>> {
+fn free_ports(theirs: &[u16], mut preferred: Option<u16>) -> Result<Vec<(u16, u16)>> {
     // All are held until all are found, so that none is given twice.
     let mut held = Vec::new();
     for port in theirs {
-        let listener =
-            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("looking for a free port")?;
+        let wanted = preferred
+            .take()
+            .and_then(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok());
+        let listener = match wanted {
+            Some(listener) => listener,
+            None => {
+                TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("looking for a free port")?
+            }
+        };
         held.push((*port, listener));
     }
     held.iter()

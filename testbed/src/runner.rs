@@ -23,6 +23,7 @@ use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest, Sha256};
 
 use crate::accel::{Accelerator, KERNEL_ARGUMENTS};
+use crate::agent;
 use crate::agent::runner::{Job, Said};
 use crate::artifacts::{GuestKernel, cache, dist};
 use crate::initramfs::Initramfs;
@@ -219,6 +220,7 @@ fn prepare(settings: &Settings, saved: &Saved, agent: &Path) -> Result<()> {
         work.path().join("initrd"),
         guest_initramfs(settings, agent)?,
     )?;
+    fs::write(work.path().join("test-initrd"), test_initramfs(agent)?)?;
     let ram = work.path().join("ram");
     File::create(&ram)?.set_len(settings.memory_mib << 20)?;
     let mut guest = Guest::start(settings, &work.path().join("initrd"), &ram, Ram::Shared)?;
@@ -244,6 +246,16 @@ fn prepare(settings: &Settings, saved: &Saved, agent: &Path) -> Result<()> {
     fs::rename(work.keep(), &saved.folder)?;
     settings.log("saved");
     Ok(())
+}
+
+fn test_initramfs(agent: &Path) -> Result<Vec<u8>> {
+    let mut archive = Initramfs::default();
+    for folder in ["dev", "lab"] {
+        archive.dir(folder)?;
+    }
+    archive.console()?;
+    archive.copy("init", 0o755, agent)?;
+    archive.finish()
 }
 
 fn guest_initramfs(settings: &Settings, agent: &Path) -> Result<Vec<u8>> {
@@ -279,7 +291,7 @@ fn run(settings: &Settings, saved: &Saved, arguments: &[String]) -> Result<i32> 
         .qmp
         .load_devices(&saved.file("devices").display().to_string())?;
     settings.log("resumed");
-    let mut job = serde_json::to_vec(&settings.job(arguments)?)?;
+    let mut job = serde_json::to_vec(&settings.job(saved, arguments)?)?;
     job.push(b'\n');
     guest.control.get_mut().write_all(&job)?;
 
@@ -316,7 +328,7 @@ fn run(settings: &Settings, saved: &Saved, arguments: &[String]) -> Result<i32> 
 }
 
 impl Settings {
-    fn job(&self, arguments: &[String]) -> Result<Job> {
+    fn job(&self, saved: &Saved, arguments: &[String]) -> Result<Job> {
         let here = std::env::current_dir()?;
         let program = match arguments[0].contains('/') {
             true => here.join(&arguments[0]).display().to_string(),
@@ -324,16 +336,21 @@ impl Settings {
         };
         let mut environment: BTreeMap<String, String> = std::env::vars().collect();
         environment.insert("LQX_KVM_RUNNER".to_owned(), "1".to_owned());
-        for (name, file) in [
-            ("LQX_TEST_KERNEL", "guest/vmlinuz"),
-            ("LQX_TEST_INITRD", "guest/initrd"),
-        ] {
-            if let Ok(path) = dist(file) {
-                environment
-                    .entry(name.to_owned())
-                    .or_insert_with(|| path.display().to_string());
-            }
+        let mut offer = |name: &str, value: String| {
+            environment.entry(name.to_owned()).or_insert(value);
+        };
+        // A bzImage and an ELF kernel for tests that boot a real one, and the smallest initramfs that ends by itself.
+        if let (Ok(compressed), Ok(elf)) = (dist("guest/vmlinuz"), dist("guest/vmlinux")) {
+            offer(
+                "LQX_TEST_KERNEL",
+                format!("{}:{}", compressed.display(), elf.display()),
+            );
         }
+        offer(
+            "LQX_TEST_INITRD",
+            saved.file("test-initrd").display().to_string(),
+        );
+        offer("LQX_TEST_MARKER", agent::UP_MARKER.to_owned());
         let mut entropy = [0u8; 64];
         File::open("/dev/urandom")?.read_exact(&mut entropy)?;
         let writable = self.writable.iter().enumerate();

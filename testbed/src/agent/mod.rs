@@ -1,6 +1,7 @@
 //! Inside a guest: PID 1 of the machine that runs test programs, or a helper beside the product's own PID 1.
 //!
-//! Which of the two is said on the kernel command line (`lqx.agent=runner`), because one static binary is both.
+//! Which of the two is said on the kernel command line (`lqx.agent=runner`), because one static binary is both. Without that
+//! word it is the smallest guest there is: up, and off again.
 
 pub mod client;
 pub mod helper;
@@ -34,8 +35,18 @@ pub fn main() -> Result<()> {
     {
         Some("runner") => runner::serve(),
         Some("helper") => helper::become_init(),
-        other => bail!("lqx.agent={other:?} is no mode of this program"),
+        Some(other) => bail!("lqx.agent={other} is no mode of this program"),
+        None => switch_off(),
     }
+}
+
+/// What [`switch_off`] prints.
+pub const UP_MARKER: &str = "LQX-TEST-INITRD-UP";
+
+/// As the smallest guest there is: says that user space was reached, and switches the machine off.
+fn switch_off() -> Result<()> {
+    println!("{UP_MARKER}");
+    rustix::system::reboot(rustix::system::RebootCommand::PowerOff).context("switching off")
 }
 
 /// Makes the folder and mounts there.

@@ -1,0 +1,379 @@
+//! `make test`: every test there is, in three stages, and one line of totals at the end.
+//!
+//! ```text
+//!   unit     cargo test, here
+//!   kvm      cargo test, each program inside a guest with /dev/kvm (kvm-runner)
+//!   testbed  whole appliances, one test at a time
+//! ```
+//! A skipped test passes as far as cargo is concerned. It says so in a line `skipped: reason` (or `SKIP: reason`), which is
+//! looked for in the output of passing tests: it is counted and told here.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use regex::Regex;
+use serde_json::Value;
+
+use crate::artifacts::repository;
+
+/// A stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Stage {
+    /// Everything that needs neither KVM nor an appliance.
+    Unit,
+    /// What needs `/dev/kvm`.
+    Kvm,
+    /// Whole appliances.
+    Testbed,
+}
+
+/// Packages all of whose integration tests need `/dev/kvm`.
+const KVM_PACKAGES: &[&str] = &["vmm"];
+/// Integration tests of other packages that need `/dev/kvm`, or a kernel they may change, by what is in their names.
+const KVM_NAMES: &[&str] = &["jail", "launch", "links", "kvm"];
+/// Tests of this package that boot appliances.
+const LAB_TESTS: &[&str] = &["install", "vms", "survival", "security"];
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub struct Totals {
+    passed: u64,
+    failed: u64,
+    /// Test and reason.
+    skipped: Vec<(String, String)>,
+    failures: Vec<String>,
+}
+
+/// An integration test target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Target {
+    package: String,
+    name: String,
+}
+
+impl Target {
+    fn stage(&self) -> Stage {
+        let named = KVM_NAMES.iter().any(|part| self.name.contains(part));
+        if self.package == "testbed" && LAB_TESTS.contains(&self.name.as_str()) {
+            Stage::Testbed
+        } else if KVM_PACKAGES.contains(&self.package.as_str())
+            || (self.package == "hostd" && named)
+        {
+            Stage::Kvm
+        } else {
+            Stage::Unit
+        }
+    }
+}
+
+/// Runs the stages; true when nothing failed. `only` filters the tests of the last stage by name.
+pub fn run(stages: &[Stage], only: Option<&str>) -> Result<bool> {
+    let targets = targets()?;
+    let mut totals = Totals::default();
+    for stage in stages {
+        let started = Instant::now();
+        let names: Vec<&str> = targets
+            .iter()
+            .filter(|target| target.stage() == *stage)
+            .map(|target| target.name.as_str())
+            .collect();
+        let Some(command) = command(*stage, &names, only)? else {
+            println!("== {stage:?}: no tests");
+            continue;
+        };
+        println!("== {stage:?}: {}", describe(&command));
+        totals
+            .run(command)
+            .with_context(|| format!("running the {stage:?} tests"))?;
+        println!("== {stage:?}: {}", minutes(started.elapsed()));
+    }
+    for (test, reason) in &totals.skipped {
+        println!("skipped {test}: {reason}");
+    }
+    for test in &totals.failures {
+        println!("FAILED {test}");
+    }
+    // The last line, by which a run is known.
+    println!("{}", totals.line());
+    Ok(totals.failed == 0)
+}
+
+fn minutes(time: Duration) -> String {
+    format!("{} min {} s", time.as_secs() / 60, time.as_secs() % 60)
+}
+
+fn describe(command: &Command) -> String {
+    let arguments: Vec<String> = command
+        .get_args()
+        .map(|argument| argument.to_string_lossy().into_owned())
+        .collect();
+    format!(
+        "{} {}",
+        command.get_program().to_string_lossy(),
+        arguments.join(" ")
+    )
+}
+
+fn targets() -> Result<Vec<Target>> {
+    let output = Command::new(cargo())
+        .args([
+            "metadata",
+            "--no-deps",
+            "--format-version",
+            "1",
+            "--locked",
+            "--offline",
+        ])
+        .current_dir(repository())
+        .output()
+        .context("starting cargo")?;
+    if !output.status.success() {
+        bail!(
+            "cargo metadata: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    let metadata: Value = serde_json::from_slice(&output.stdout)?;
+    let mut found = Vec::new();
+    for package in metadata["packages"].as_array().into_iter().flatten() {
+        for target in package["targets"].as_array().into_iter().flatten() {
+            if target["kind"][0] == "test" {
+                let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+                found.push(Target {
+                    package: text(&package["name"]),
+                    name: text(&target["name"]),
+                });
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn cargo() -> String {
+    std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned())
+}
+
+fn command(stage: Stage, names: &[&str], only: Option<&str>) -> Result<Option<Command>> {
+    let mut command = Command::new(cargo());
+    command
+        .args(["test", "--workspace", "--locked", "--no-fail-fast"])
+        .current_dir(repository());
+    if stage == Stage::Unit {
+        command.args(["--lib", "--bins"]);
+    } else if names.is_empty() {
+        return Ok(None);
+    }
+    for name in names {
+        command.args(["--test", name]);
+    }
+    command.args(["--", "--show-output"]);
+    match stage {
+        Stage::Unit => {}
+        Stage::Kvm => {
+            let runner = beside_us("kvm-runner")?;
+            command.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", runner);
+        }
+        Stage::Testbed => {
+            command.arg("--test-threads=1").env("LQX_LAB_REQUIRED", "1");
+            command.args(only);
+        }
+    }
+    Ok(Some(command))
+}
+
+fn beside_us(name: &str) -> Result<std::path::PathBuf> {
+    let here = std::env::current_exe()?;
+    let file = here.parent().unwrap_or(Path::new(".")).join(name);
+    if !file.is_file() {
+        bail!("{} is not there: `make binaries` builds it", file.display());
+    }
+    Ok(file)
+}
+
+impl Totals {
+    fn run(&mut self, mut command: Command) -> Result<()> {
+        // Both streams into one, so that what belongs together stays together.
+        let (reader, writer) = std::io::pipe()?;
+        command
+            .stdin(Stdio::null())
+            .stdout(writer.try_clone()?)
+            .stderr(writer);
+        let mut child = command.spawn().context("starting cargo")?;
+        drop(command);
+        let mut reading = Reading::new()?;
+        let before = (self.passed, self.failed);
+        for line in BufReader::new(reader).split(b'\n') {
+            let line = String::from_utf8_lossy(&line?).into_owned();
+            if reading.line(&line, self) {
+                println!("{line}");
+            }
+        }
+        let status = child.wait()?;
+        reading.finish(self);
+        if !status.success() && self.failed == before.1 {
+            // It did not get as far as running tests, or one of the programs died.
+            self.failed += 1;
+            self.failures.push(format!("cargo test: {status}"));
+        }
+        if status.success() && (self.passed, self.failed) == before && self.skipped.is_empty() {
+            bail!("not a single test ran");
+        }
+        Ok(())
+    }
+
+    fn line(&self) -> String {
+        format!(
+            "{} passed, {} failed, {} skipped",
+            self.passed,
+            self.failed,
+            self.skipped.len()
+        )
+    }
+}
+
+/// Reads what libtest prints.
+struct Reading {
+    result: Regex,
+    outcome: Regex,
+    heading: Regex,
+    skip: Regex,
+    current: Option<String>,
+    /// Inside the output of passing tests, which is not worth printing.
+    quiet: bool,
+    skips: BTreeMap<String, String>,
+}
+
+impl Reading {
+    fn new() -> Result<Self> {
+        Ok(Self {
+            result: Regex::new(r"^test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored;")?,
+            outcome: Regex::new(
+                r"^test (\S+)(?: - should panic)? \.\.\. (?:FAILED|ignored,? ?(.*))$",
+            )?,
+            heading: Regex::new(r"^---- (\S+) std(?:out|err) ----$")?,
+            skip: Regex::new(r"^(?:SKIP|skipped)(?: \S+)?: (.+)$")?,
+            current: None,
+            quiet: false,
+            skips: BTreeMap::new(),
+        })
+    }
+
+    /// Takes a line in; true when it is to be printed.
+    fn line(&mut self, line: &str, totals: &mut Totals) -> bool {
+        let line = line.trim_end();
+        if let Some(found) = self.result.captures(line) {
+            let number = |at: usize| found[at].parse::<u64>().unwrap_or(0);
+            totals.passed += number(1);
+            totals.failed += number(2);
+            self.quiet = false;
+            self.finish(totals);
+        } else if let Some(found) = self.outcome.captures(line) {
+            match found.get(2) {
+                Some(reason) => totals
+                    .skipped
+                    .push((found[1].to_owned(), format!("ignored: {}", reason.as_str()))),
+                None => totals.failures.push(found[1].to_owned()),
+            }
+        } else if let Some(found) = self.heading.captures(line) {
+            self.current = Some(found[1].to_owned());
+        } else if line == "successes:" {
+            self.quiet = true;
+        } else if line == "failures:" {
+            self.quiet = false;
+        } else if let (Some(found), Some(test)) = (self.skip.captures(line), &self.current)
+            && self.quiet
+        {
+            self.skips.insert(test.clone(), found[1].to_owned());
+        }
+        !self.quiet
+    }
+
+    /// At the end of a test program: its skipped tests were counted as passed.
+    fn finish(&mut self, totals: &mut Totals) {
+        for skip in std::mem::take(&mut self.skips) {
+            totals.passed = totals.passed.saturating_sub(1);
+            totals.skipped.push(skip);
+        }
+        self.current = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+
+    use super::*;
+
+    #[test]
+    fn what_libtest_prints_is_counted() {
+        let output = "\
+running 4 tests
+test a ... ok
+test b ... FAILED
+test c ... ignored, needs a GPU
+test d ... ok
+
+successes:
+
+---- a stdout ----
+skipped a: no /dev/kvm
+lots of it
+
+---- d stdout ----
+nothing of note
+
+successes:
+    a
+    d
+
+failures:
+
+---- b stdout ----
+skipped in vain: it failed
+
+failures:
+    b
+
+test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.16s
+";
+        let mut totals = Totals::default();
+        let mut reading = Reading::new().unwrap();
+        let printed: Vec<&str> = output
+            .lines()
+            .filter(|line| reading.line(line, &mut totals))
+            .collect();
+        assert!(!printed.contains(&"lots of it"));
+        assert!(printed.contains(&"skipped in vain: it failed"));
+        expect!["1 passed, 1 failed, 2 skipped"].assert_eq(&totals.line());
+        assert_eq!(totals.failures, ["b"]);
+        assert_eq!(
+            totals.skipped[0],
+            ("c".to_owned(), "ignored: needs a GPU".to_owned())
+        );
+        assert_eq!(
+            totals.skipped[1],
+            ("a".to_owned(), "no /dev/kvm".to_owned())
+        );
+    }
+
+    #[test]
+    fn tests_are_told_apart_by_what_they_need() {
+        let stage = |package: &str, name: &str| {
+            Target {
+                package: package.to_owned(),
+                name: name.to_owned(),
+            }
+            .stage()
+        };
+        assert_eq!(stage("vmm", "boot"), Stage::Kvm);
+        assert_eq!(stage("hostd", "jail"), Stage::Kvm);
+        assert_eq!(stage("hostd", "api"), Stage::Unit);
+        assert_eq!(stage("testbed", "vms"), Stage::Testbed);
+        assert_eq!(stage("testbed", "tidy"), Stage::Unit);
+    }
+}
