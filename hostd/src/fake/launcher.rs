@@ -38,7 +38,7 @@ struct Process {
     phase: Phase,
     button: Option<Instant>,
     // Held like a process holds them.
-    _opened: Opened,
+    _opened: Option<Opened>,
 }
 
 impl Default for FakeLauncher {
@@ -73,6 +73,18 @@ impl FakeLauncher {
         if let Some(process) = lock(&self.shared.table).vms.get_mut(&vm) {
             process.phase = phase;
         }
+        self.tell();
+    }
+
+    /// A process that an earlier daemon left.
+    pub fn place(&self, vm: VmId, generation: u64, phase: Phase) {
+        let process = Process {
+            generation,
+            phase,
+            button: None,
+            _opened: None,
+        };
+        lock(&self.shared.table).vms.insert(vm, process);
         self.tell();
     }
 
@@ -111,7 +123,7 @@ impl Launcher for FakeLauncher {
                 generation: plan.generation,
                 phase: Phase::Running,
                 button: None,
-                _opened: opened,
+                _opened: Some(opened),
             };
             table.vms.insert(plan.vm, process);
         }

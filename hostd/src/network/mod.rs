@@ -93,6 +93,21 @@ pub trait HostAddress: Send + Sync + 'static {
     fn move_to<'a>(&'a self, from: &'a str, to: &'a str) -> BoxFuture<'a, Result<(), String>>;
 }
 
+impl HostAddress for address::Management {
+    fn move_to<'a>(&'a self, from: &'a str, to: &'a str) -> BoxFuture<'a, Result<(), String>> {
+        let here = self.state().interface;
+        Box::pin(async move {
+            // It may be there already, or live on quite another NIC.
+            match here.as_deref() == Some(from) {
+                true => Self::move_to(self, to)
+                    .await
+                    .map_err(|error| error.to_string()),
+                false => Ok(()),
+            }
+        })
+    }
+}
+
 /// Which address was handed to which NIC. Not agreed: only this host knows, and only since its daemon runs.
 #[derive(Debug, Clone, Default)]
 pub struct Leases {

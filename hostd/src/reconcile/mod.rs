@@ -112,6 +112,55 @@ pub struct Hands<L, V, I, N> {
     pub links: N,
 }
 
+/// Runs one round of each reconciler: what [`Reconcilers`] do again and again.
+///
+/// # Errors
+/// The first round that failed; the others are run all the same.
+pub async fn once<A, L, V, I, N>(
+    agreed: &A,
+    host: HostId,
+    hands: &Arc<Hands<L, V, I, N>>,
+) -> Result<(), RoundError>
+where
+    A: Agreed,
+    L: Launcher,
+    V: Volumes,
+    I: Images,
+    N: Links,
+{
+    let rounds = [
+        images::ImageReconciler {
+            agreed: agreed.clone(),
+            host,
+            hands: Arc::clone(hands),
+        }
+        .round()
+        .await,
+        volumes::VolumeReconciler {
+            agreed: agreed.clone(),
+            host,
+            hands: Arc::clone(hands),
+        }
+        .round()
+        .await,
+        networks::NetworkReconciler {
+            agreed: agreed.clone(),
+            host,
+            hands: Arc::clone(hands),
+        }
+        .round()
+        .await,
+        vms::VmReconciler {
+            agreed: agreed.clone(),
+            host,
+            hands: Arc::clone(hands),
+        }
+        .round()
+        .await,
+    ];
+    rounds.into_iter().try_for_each(|round| round.map(drop))
+}
+
 /// The reconcilers of this host at work.
 #[derive(Debug)]
 pub struct Reconcilers {

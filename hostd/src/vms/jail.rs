@@ -310,12 +310,15 @@ pub fn enter(jail: &JailConfig) -> Result<Landlocked, EnterError> {
     landlock()
 }
 
+/// Lowers a limit for ever; where it is lower already it stays.
 fn limit(resource: Resource, most: u64) -> Result<(), EnterError> {
-    let most = Rlimit {
-        current: Some(most),
-        maximum: Some(most),
+    let now = rustix::process::getrlimit(resource).maximum;
+    let most = Some(now.map_or(most, |now| now.min(most)));
+    let limit = Rlimit {
+        current: most,
+        maximum: most,
     };
-    rustix::process::setrlimit(resource, most).map_err(step("set a resource limit"))
+    rustix::process::setrlimit(resource, limit).map_err(step("set a resource limit"))
 }
 
 /// Replaces this process's view of the file system by an empty, read-only folder and forgets all else.

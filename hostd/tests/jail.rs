@@ -1,0 +1,379 @@
+//! A VM process on real KVM, seen from outside: its walls, its limits, its life across a restart of the daemon.
+//! Needs root and `/dev/kvm`.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use api::ids::{ImageId, VmId, VolumeId};
+use api::units::Percent;
+use api::vms::VmExit;
+use hostd::http::hands::Consoles;
+use hostd::network::Leases;
+use hostd::storage::file::FileVolumes;
+use hostd::storage::{VolumePlan, Volumes};
+use hostd::vms::launch::{LaunchConfig, UID_FIRST};
+use hostd::vms::plan::PlannedDisk;
+use hostd::vms::{Launcher, Opened, Phase, Supervisors, VmPlan, VmRequest};
+use tokio::io::AsyncReadExt;
+use tokio::sync::watch;
+
+/// Where VMs run in a test; `None`, with a printed reason, when they can not.
+fn config(folder: &Path) -> Option<LaunchConfig> {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: not root");
+        return None;
+    }
+    if let Err(error) = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+    {
+        println!("skipped: /dev/kvm: {error}");
+        return None;
+    }
+    let cgroup_root = cgroup2();
+    if cgroup_root.is_none() {
+        println!("without limits: no cgroup2 with memory, pids and cpu here");
+    }
+    Some(LaunchConfig {
+        run: folder.join("vms"),
+        cgroup_root,
+        program: env!("CARGO_BIN_EXE_hostd").into(),
+        kvm: "/dev/kvm".into(),
+    })
+}
+
+/// Where cgroup2 is mounted with the controllers that VMs need.
+fn cgroup2() -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/mounts").ok()?;
+    let mut points = mounts.lines().map(|line| line.split(' '));
+    let point = points.find_map(|mut fields| {
+        let point = fields.nth(1)?;
+        (fields.next()? == "cgroup2").then(|| PathBuf::from(point))
+    })?;
+    let controllers = fs::read_to_string(point.join("cgroup.controllers")).ok()?;
+    ["memory", "pids", "cpu"]
+        .iter()
+        .all(|one| controllers.split_whitespace().any(|have| have == *one))
+        .then_some(point)
+}
+
+/// An ELF kernel with a PVH entry (Xen's PHYS32_ENTRY note): prints `OK` on COM1 and halts for ever.
+fn kernel() -> Vec<u8> {
+    const ENTRY: u64 = 0x10_0000;
+    let code = [
+        0xba, 0xf8, 0x03, 0, 0, // mov edx, 0x3f8
+        0xb0, b'O', 0xee, // mov al, 'O'; out dx, al
+        0xb0, b'K', 0xee, //
+        0xb0, b'\n', 0xee, //
+        0xf4, 0xeb, 0xfd, // hlt; jmp to the hlt
+    ];
+    let mut note = Vec::new();
+    for word in [4_u32, 8, 18] {
+        note.extend(word.to_le_bytes());
+    }
+    note.extend(b"Xen\0");
+    note.extend(ENTRY.to_le_bytes());
+    let (note_at, code_at) = (64 + 2 * 56, 0x1000);
+
+    let mut elf = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+    elf.extend(2_u16.to_le_bytes());
+    elf.extend(62_u16.to_le_bytes());
+    elf.extend(1_u32.to_le_bytes());
+    for word in [ENTRY, 64, 0] {
+        elf.extend(word.to_le_bytes());
+    }
+    elf.extend(0_u32.to_le_bytes());
+    for half in [64_u16, 56, 2, 0, 0, 0] {
+        elf.extend(half.to_le_bytes());
+    }
+    let mut header = |kind: u32, at: u64, address: u64, length: u64, align: u64| {
+        elf.extend(kind.to_le_bytes());
+        elf.extend(7_u32.to_le_bytes());
+        for word in [at, address, address, length, length, align] {
+            elf.extend(word.to_le_bytes());
+        }
+    };
+    header(1, code_at, ENTRY, code.len() as u64, 0x1000);
+    header(4, note_at, 0, note.len() as u64, 4);
+    elf.extend(note);
+    elf.resize(usize::try_from(code_at).unwrap(), 0);
+    elf.extend(code);
+    elf
+}
+
+fn plan(volume: VolumeId) -> VmPlan {
+    VmPlan {
+        vm: VmId::mint(),
+        generation: 3,
+        name: "jailed".into(),
+        memory_mib: 32,
+        vcpus: 1,
+        kernel: ImageId::mint(),
+        initrd: None,
+        cmdline: "x".into(),
+        disks: vec![PlannedDisk {
+            volume,
+            read_only: false,
+        }],
+        nics: Vec::new(),
+    }
+}
+
+async fn reaches(supervisors: &Supervisors, vm: VmId, wanted: impl Fn(&Phase) -> bool) -> Phase {
+    let mut changed = supervisors.changed();
+    let waiting = async {
+        loop {
+            let have = supervisors.list().into_iter().find(|have| have.vm == vm);
+            let phase = have.expect("the VM is listed").phase;
+            if wanted(&phase) {
+                return phase;
+            }
+            assert!(!matches!(phase, Phase::Ended(_)), "it ended: {phase:?}");
+            changed.changed().await.unwrap();
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), waiting)
+        .await
+        .expect("the phase comes in time")
+}
+
+/// A field of `/proc/PID/status`.
+fn status(pid: u32, field: &str) -> String {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix(&format!("{field}:")));
+    line.unwrap_or_else(|| panic!("no {field}"))
+        .trim()
+        .to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_vm_process_is_walled_in_outlives_its_daemon_and_ends_when_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(config) = config(folder.path()) else {
+        return;
+    };
+    let pool = FileVolumes::open_pool(&folder.path().join("data")).unwrap();
+    let volume = VolumeId::mint();
+    let wanted = VolumePlan {
+        volume,
+        size_bytes: 1 << 20,
+        from: None,
+    };
+    pool.create(wanted, watch::Sender::new(Percent(0)))
+        .await
+        .unwrap();
+    fs::write(folder.path().join("kernel"), kernel()).unwrap();
+
+    let plan = plan(volume);
+    let vm = plan.vm;
+    let supervisors = Supervisors::start(config.clone()).unwrap();
+    let opened = Opened {
+        kernel: fs::File::open(folder.path().join("kernel")).unwrap(),
+        initrd: None,
+        disks: vec![pool.open(volume, false).await.unwrap()],
+        taps: Vec::new(),
+    };
+    supervisors.launch(plan, opened).await.unwrap();
+    reaches(&supervisors, vm, |phase| *phase == Phase::Running).await;
+    let pid = supervisors.pid(vm).unwrap();
+
+    // Who it is and what it may.
+    let uid = UID_FIRST.to_string();
+    assert!(
+        status(pid, "Uid").split_whitespace().all(|id| id == uid),
+        "{}",
+        status(pid, "Uid")
+    );
+    assert!(status(pid, "Gid").split_whitespace().all(|id| id == uid));
+    assert_eq!(status(pid, "Groups"), "");
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(status(pid, set), "0000000000000000", "{set}");
+    }
+    assert_eq!(status(pid, "NoNewPrivs"), "1");
+    for task in fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
+        let task = task.unwrap().path();
+        let status = fs::read_to_string(task.join("status")).unwrap();
+        assert!(
+            status.contains("Seccomp:\t2"),
+            "a thread without a filter: {status}"
+        );
+    }
+    // What it sees.
+    for kind in ["pid", "mnt", "net", "ipc", "uts"] {
+        let link = |of: &str| fs::read_link(format!("/proc/{of}/ns/{kind}")).unwrap();
+        assert_ne!(link(&pid.to_string()), link("self"), "{kind}");
+    }
+    assert_eq!(
+        fs::read_dir(format!("/proc/{pid}/root")).unwrap().count(),
+        0,
+        "its root is empty"
+    );
+    assert_eq!(status(pid, "NSpid").split_whitespace().last(), Some("1"));
+    let mounts = fs::read_to_string(format!("/proc/{pid}/mounts")).unwrap();
+    let mounts: Vec<&str> = mounts.lines().collect();
+    assert_eq!(mounts.len(), 1, "{mounts:?}");
+    assert!(
+        mounts[0].contains(" / tmpfs ro,nosuid,nodev,noexec"),
+        "{mounts:?}"
+    );
+    // What it holds: what it was given, and nothing of the daemon's.
+    for fd in fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
+        let target = fs::read_link(fd.unwrap().path()).unwrap();
+        let target = target.to_string_lossy().into_owned();
+        let own = [
+            "anon_inode:",
+            "socket:",
+            "/memfd:",
+            "/dev/null",
+            "/dev/kvm",
+            "pipe:",
+        ];
+        let given = [
+            folder.path().join("kernel"),
+            folder.path().join("vms"),
+            folder.path().join("data"),
+        ];
+        let fine = own.iter().any(|kind| target.starts_with(kind))
+            || given
+                .iter()
+                .any(|path| Path::new(&target).starts_with(path));
+        assert!(fine, "it holds {target}");
+    }
+    // What it may take.
+    if let Some(root) = &config.cgroup_root {
+        let group = root.join(format!("lqx/vms/{vm}"));
+        assert_eq!(
+            fs::read_to_string(group.join("cgroup.procs"))
+                .unwrap()
+                .trim(),
+            pid.to_string()
+        );
+        assert_eq!(
+            fs::read_to_string(group.join("memory.max")).unwrap().trim(),
+            ((32 + 96) << 20).to_string()
+        );
+        assert_eq!(
+            fs::read_to_string(group.join("pids.max")).unwrap().trim(),
+            "129"
+        );
+    }
+
+    // Its console has what was said since power-on.
+    let consoles = supervisors.consoles(Leases::default());
+    let mut serial = consoles.connect(vm).await.unwrap();
+    let mut said = [0; 3];
+    tokio::time::timeout(Duration::from_secs(10), serial.read_exact(&mut said))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(&said, b"OK\n");
+    assert!(supervisors.metrics(vm).await.is_ok());
+
+    // Nobody else writes to its volume, also when the daemon is gone.
+    supervisors.shutdown().await;
+    drop(supervisors);
+    assert_eq!(
+        pool.open(volume, false).await.unwrap_err().code,
+        "volume_in_use"
+    );
+
+    // The next daemon adopts it.
+    let heir = Supervisors::start(config.clone()).unwrap();
+    assert_eq!(heir.list()[0].generation, 3);
+    reaches(&heir, vm, |phase| *phase == Phase::Running).await;
+    assert_eq!(heir.pid(vm), Some(pid));
+    assert_eq!(heir.forget(vm).await.unwrap_err().code, "still_running");
+    heir.request(vm, VmRequest::Kill).await;
+    let ended = reaches(&heir, vm, |phase| matches!(phase, Phase::Ended(_))).await;
+    assert_eq!(ended, Phase::Ended(VmExit::Stopped));
+    heir.forget(vm).await.unwrap();
+    assert!(heir.list().is_empty());
+    assert!(!config.run.join(vm.to_string()).exists());
+    pool.open(volume, false).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_ended_badly_is_told_honestly() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(config) = config(folder.path()) else {
+        return;
+    };
+    fs::write(folder.path().join("kernel"), kernel()).unwrap();
+    fs::write(folder.path().join("garbage"), b"no kernel at all").unwrap();
+    let supervisors = Supervisors::start(config.clone()).unwrap();
+    let launch = async |kernel: &str| {
+        let plan = VmPlan {
+            disks: Vec::new(),
+            ..plan(VolumeId::mint())
+        };
+        let vm = plan.vm;
+        let kernel = fs::File::open(folder.path().join(kernel)).unwrap();
+        let opened = Opened {
+            kernel,
+            initrd: None,
+            disks: Vec::new(),
+            taps: Vec::new(),
+        };
+        supervisors.launch(plan, opened).await.unwrap();
+        vm
+    };
+
+    // Two at once have different ids.
+    let (first, second) = (launch("kernel").await, launch("kernel").await);
+    for vm in [first, second] {
+        reaches(&supervisors, vm, |phase| *phase == Phase::Running).await;
+    }
+    let uids = [first, second].map(|vm| status(supervisors.pid(vm).unwrap(), "Uid"));
+    assert_ne!(uids[0], uids[1]);
+
+    // Killed from outside: said so, and the other one does not notice.
+    let pid = i32::try_from(supervisors.pid(first).unwrap()).unwrap();
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    let ended = reaches(&supervisors, first, |phase| {
+        matches!(phase, Phase::Ended(_))
+    })
+    .await;
+    let Phase::Ended(VmExit::ProcessDied { status }) = ended else {
+        panic!("{ended:?}")
+    };
+    assert!(status.starts_with("killed by signal 9"), "{status}");
+    assert!(
+        supervisors
+            .list()
+            .iter()
+            .any(|have| have.vm == second && have.phase == Phase::Running)
+    );
+
+    // A kernel that is none.
+    let third = launch("garbage").await;
+    let ended = reaches(&supervisors, third, |phase| {
+        matches!(phase, Phase::Ended(_))
+    })
+    .await;
+    assert!(
+        matches!(ended, Phase::Ended(VmExit::VmmError { .. })),
+        "{ended:?}"
+    );
+
+    // One that ends while no daemon watches.
+    let pid = supervisors.pid(second).unwrap();
+    supervisors.shutdown().await;
+    drop(supervisors);
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    let id = rustix::process::WaitId::PidFd(std::os::fd::AsFd::as_fd(&pidfd));
+    rustix::process::waitid(id, rustix::process::WaitIdOptions::EXITED).unwrap();
+    let heir = Supervisors::start(config).unwrap();
+    for have in heir.list() {
+        assert!(matches!(have.phase, Phase::Ended(_)), "{have:?}");
+        heir.forget(have.vm).await.unwrap();
+    }
+    assert!(heir.list().is_empty());
+}
