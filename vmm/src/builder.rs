@@ -8,7 +8,6 @@ use std::time::{Instant, SystemTime};
 
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::arch::x86_64::boot::{self, Entry, EntryError};
 use crate::arch::x86_64::cpuid::{self, VcpuIdentity};
@@ -19,10 +18,14 @@ use crate::devices::i8042::{self, I8042};
 use crate::devices::power::Power;
 use crate::devices::rtc::{self, Rtc};
 use crate::devices::serial::Com1;
+use crate::devices::virtio::device::Counters;
+use crate::devices::virtio::transport::TransportError;
+use crate::devices::virtio::{self, CreateDeviceError, VirtioPci};
 use crate::event_loop::Wake;
 use crate::fds::{self, TakeFdError};
+use crate::interrupt::{InterruptError, Interrupts};
 use crate::loader::kernel::{self, Kernel, KernelError};
-use crate::machine::{MachinePlan, PlanError};
+use crate::machine::{MachinePlan, PlanError, SlotDevice};
 use crate::memory::{self, GuestMemory, MemoryError};
 use crate::metrics::{Counter, Registry};
 use crate::pci::root::{ConfigPorts, Ecam, MemoryWindow, PciRoot, SlotError};
@@ -71,6 +74,20 @@ pub enum BuildError {
     /// No registers.
     #[error(transparent)]
     Entry(#[from] EntryError),
+    /// A device could not be made.
+    #[error(transparent)]
+    Device(#[from] CreateDeviceError),
+    /// A device could not be made a PCI function.
+    #[error("could not put device `{id}` on the PCI bus")]
+    Transport {
+        /// Which.
+        id: String,
+        /// Why.
+        source: TransportError,
+    },
+    /// No interrupt for COM1.
+    #[error("could not wire the interrupt of COM1")]
+    Interrupt(#[from] InterruptError),
     /// Two devices in one place.
     #[error(transparent)]
     Bus(#[from] BusClaimError),
@@ -108,6 +125,7 @@ pub struct Machine {
     /// Rings when the guest has ended.
     pub exit: ExitSignal,
     metrics: Registry,
+    devices: Vec<DeviceCounters>,
     started: Instant,
     first_run: Counter,
     _buses: Arc<Buses>,
@@ -125,8 +143,18 @@ impl Machine {
 
     /// All counters now.
     pub fn read_metrics(&self) -> BTreeMap<String, u64> {
-        self.metrics.read()
+        let devices = self.devices.iter().flat_map(|device| {
+            let values = device.counters.read().into_iter();
+            values.map(move |(name, value)| (format!("{}.{name}", device.id), value))
+        });
+        self.metrics.read().into_iter().chain(devices).collect()
     }
+}
+
+/// What a device counts, and under which name: `disk.ID`, `nic.ID`, `rng`.
+struct DeviceCounters {
+    id: String,
+    counters: Arc<dyn Counters>,
 }
 
 /// Builds everything but the event loop. `started` is when the process began, for the record.
@@ -141,9 +169,8 @@ pub fn build(plan: &MachinePlan, started: Instant) -> Result<Machine, BuildError
     let entry = load(plan, &memory)?;
     let vcpus = create_vcpus(&kvm, &vm, plan, &memory, entry)?;
 
-    let com1_line = EventFd::new(EFD_NONBLOCK).map_err(BuildError::EventLoop)?;
-    vm.register_irqfd(&com1_line, layout::COM1_GSI)
-        .map_err(refused("link the interrupt of COM1"))?;
+    let interrupts = Arc::new(Interrupts::new(vm.clone()));
+    let com1_line = interrupts.pin(layout::COM1_GSI)?;
     let com1_wake = Wake::new().map_err(BuildError::EventLoop)?;
     let com1 = Arc::new(Mutex::new(Com1::new(
         com1_line,
@@ -151,7 +178,7 @@ pub fn build(plan: &MachinePlan, started: Instant) -> Result<Machine, BuildError
         &metrics,
     )));
     let power = Arc::new(Mutex::new(Power::new(Arc::clone(&vm), exit.clone())));
-    let root = Arc::new(PciRoot::new(&metrics));
+    let (root, devices) = plug_devices(plan, &vm, &memory, &interrupts, &metrics)?;
 
     let mut pio = Bus::new("pio", &metrics);
     let ports: [(u16, u64, Arc<dyn SharedDevice>); 5] = [
@@ -206,12 +233,59 @@ pub fn build(plan: &MachinePlan, started: Instant) -> Result<Machine, BuildError
         power,
         exit,
         metrics,
+        devices,
         started,
         first_run,
         _buses: buses,
         _vm: vm,
         _memory: memory,
     })
+}
+
+/// Makes each device of the plan, its worker threads included, and puts it into its slot.
+fn plug_devices(
+    plan: &MachinePlan,
+    vm: &Arc<VmFd>,
+    memory: &Arc<GuestMemory>,
+    interrupts: &Arc<Interrupts>,
+    metrics: &Registry,
+) -> Result<(Arc<PciRoot>, Vec<DeviceCounters>), BuildError> {
+    let mut root = PciRoot::new(metrics);
+    let mut devices = Vec::new();
+    let (disks, nics) = (&plan.config.disks, &plan.config.nics);
+    for planned in &plan.slots {
+        let (id, device) = match planned.device {
+            SlotDevice::Disk(index) => {
+                let disk = &disks[index];
+                let device = virtio::block(disk, fds::take("a disk", disk.fd)?)?;
+                (format!("disk.{}", disk.id), device)
+            }
+            SlotDevice::Nic(index) => {
+                let nic = &nics[index];
+                let taps = nic.tap_fds.iter().map(|fd| fds::take("a tap", *fd));
+                let device = virtio::net(nic, taps.collect::<Result<_, _>>()?)?;
+                (format!("nic.{}", nic.id), device)
+            }
+            SlotDevice::Rng => ("rng".to_owned(), virtio::rng()?),
+        };
+        let function = VirtioPci::new(
+            device,
+            Arc::clone(memory),
+            vm.clone(),
+            Arc::clone(interrupts),
+            planned.bar_address,
+        )
+        .map_err(|source| BuildError::Transport {
+            id: id.clone(),
+            source,
+        })?;
+        devices.push(DeviceCounters {
+            id,
+            counters: function.counters(),
+        });
+        root.plug(planned.slot, Box::new(function))?;
+    }
+    Ok((Arc::new(root), devices))
 }
 
 fn create_vm(kvm: &Kvm) -> Result<Arc<VmFd>, BuildError> {

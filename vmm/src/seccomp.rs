@@ -49,6 +49,8 @@ const KVM_IRQ_LINE: u32 = 0x4008_ae61;
 const KVM_SET_GSI_ROUTING: u32 = 0x4008_ae6a;
 const KVM_IRQFD: u32 = 0x4020_ae76;
 const KVM_IOEVENTFD: u32 = 0x4040_ae79;
+const TUNSETOFFLOAD: u32 = libc::TUNSETOFFLOAD as u32;
+const TUNSETQUEUE: u32 = libc::TUNSETQUEUE as u32;
 
 /// What glibc and Rust's standard library do in any thread.
 const EVERYBODY: &[Call] = &[
@@ -119,11 +121,16 @@ const VCPU: &[Call] = &[(
         KVM_SET_GSI_ROUTING,
         KVM_IRQFD,
         KVM_IOEVENTFD,
+        // A NIC is activated by the vCPU that sets DRIVER_OK.
+        TUNSETOFFLOAD,
+        TUNSETQUEUE,
     ]),
 )];
 
 /// A queue worker: disks by io_uring or plain calls, taps, random numbers.
 const WORKER: &[Call] = &[
+    // A worker makes its epoll set anew for each activation.
+    (libc::SYS_epoll_create1, Always),
     (libc::SYS_epoll_wait, Always),
     (libc::SYS_epoll_pwait, Always),
     (libc::SYS_epoll_ctl, Always),
@@ -143,8 +150,9 @@ const WORKER: &[Call] = &[
     (libc::SYS_fallocate, Always),
     (libc::SYS_fstat, Always),
     (libc::SYS_lseek, Always),
-    // Taps.
+    // Taps: frames, offloads, queues switched on and off.
     (libc::SYS_readv, Always),
+    (libc::SYS_ioctl, Requests(&[TUNSETOFFLOAD, TUNSETQUEUE])),
     // Entropy.
     (libc::SYS_getrandom, Always),
     (libc::SYS_clock_nanosleep, Always),

@@ -269,7 +269,7 @@ mod tests {
             bench.turn();
         }
         assert!(bench.com1.lock().unwrap().input_room() <= 64);
-        watcher.write_all(&vec![b'b'; 100]).unwrap();
+        watcher.write_all(&[b'b'; 100]).unwrap();
         let mut got = 0;
         let mut last = 0;
         while last != b'b' {
