@@ -1,6 +1,9 @@
 //! `hostd`: the one daemon of a limiquantix host. The modules stand in the order a request travels.
 //!
 //! The same binary is, by its first argument, the daemon, the sandboxed VM process (`vmm`) and the TUI (`console`).
+//! Start at `daemon`, which builds every part, or follow a request from `http` down.
+
+pub mod daemon;
 
 pub mod auth;
 pub mod http;

@@ -1,13 +1,58 @@
-//! Which applet? Chosen by the first argument before any thread or runtime exists.
+//! One binary, three applets, chosen before any thread or runtime exists.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::{Parser, Subcommand};
+use hostd::report::chain;
+
+/// The local socket of the daemon's API.
+const SOCKET: &str = "/run/lqx/api.sock";
+
+#[derive(Debug, Parser)]
+#[command(name = "hostd", version, about = "limiquantix host daemon")]
+struct Arguments {
+    #[command(subcommand)]
+    applet: Applet,
+}
+
+#[derive(Debug, Subcommand)]
+enum Applet {
+    /// The daemon: started by init, as root.
+    Daemon,
+    /// The sandboxed process of one VM: started by the daemon, configured through inherited descriptors.
+    Vmm,
+    /// The text console.
+    Console {
+        /// The terminal to take over; the one it was started on when absent.
+        #[arg(long)]
+        tty: Option<PathBuf>,
+        /// The daemon's local socket.
+        #[arg(long, default_value = SOCKET)]
+        socket: PathBuf,
+    },
+}
+
 fn main() -> ExitCode {
-    match std::env::args().nth(1).as_deref() {
-        Some("vmm") => hostd::vmm_child::main(),
-        _ => {
-            eprintln!("usage: hostd vmm");
-            ExitCode::from(2)
-        }
+    match Arguments::parse().applet {
+        Applet::Vmm => hostd::vmm_child::main(),
+        Applet::Console { tty, socket } => match hostd::console::run(tty.as_deref(), &socket) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error),
+        },
+        Applet::Daemon => match hostd::daemon::run() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(error.as_ref()),
+        },
     }
+}
+
+fn fail(error: &(dyn std::error::Error + 'static)) -> ExitCode {
+    // Init keeps the last lines of standard error and shows them when we do not live.
+    let printed = std::io::Write::write_all(
+        &mut std::io::stderr(),
+        format!("hostd: {}\n", chain(error)).as_bytes(),
+    );
+    drop(printed);
+    ExitCode::FAILURE
 }

@@ -6,6 +6,7 @@
 
 pub mod action;
 pub mod event;
+pub mod keeper;
 pub mod keys;
 pub mod screens;
 pub mod state;
