@@ -2,7 +2,23 @@
 //!
 //! [`Cluster::propose`] hands a command to Raft and answers once it is applied on this host; [`Cluster::read`] looks at
 //! the state in memory. openraft's types do not leave this folder.
+//!
+//! `node` is Raft's life on this host; below it `log` and `writer` keep entries and vote on the disk, `machine` feeds
+//! the state, `snapshots` keeps its copy; `encoding` is what the bytes on the disk mean; `transport` talks to nobody yet.
 
+mod encoding;
+mod log;
+mod machine;
+mod node;
+mod snapshots;
+mod transport;
+mod types;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -10,9 +26,15 @@ use std::time::Duration;
 use api::ids::HostId;
 use api::{ApiError, ErrorCode};
 use hostd_state::{Command, Meta, Outcome, Refused, State};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
+use self::node::Node;
+use self::types::Proposal;
 use crate::watch::Changes;
+
+pub use self::log::OpenLogError;
+pub use self::node::StartError;
+pub use self::snapshots::SnapshotFileError;
 
 /// How this host takes part.
 #[derive(Debug, Clone)]
@@ -68,36 +90,56 @@ impl From<ProposeError> for ApiError {
     }
 }
 
-/// Why this host cannot take part.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// Not built yet.
-    #[error("the cluster is not built yet")]
-    NotImplemented,
-}
+/// Most proposals under way at once; more are told to come again.
+const PROPOSALS_MAX: usize = 1024;
 
 /// The handle on agreement and on the local state. Cheap to clone.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Cluster {
+    node: Node,
     state: Arc<RwLock<State>>,
     changes: Changes,
+    proposals: Arc<Semaphore>,
+}
+
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let revision = self.revision();
+        f.debug_struct("Cluster")
+            .field("revision", &revision)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Cluster {
     /// Opens log and snapshots, rebuilds the state and takes part. A host without a log becomes a cluster of one.
+    /// When this returns, the state has everything that was ever acknowledged here.
     pub async fn start(config: ClusterConfig) -> Result<Self, StartError> {
-        let _ = config;
-        Err(StartError::NotImplemented)
+        let (node, parts) = Node::start(&config).await?;
+        Ok(Self {
+            node,
+            state: parts.state,
+            changes: parts.changes,
+            proposals: Arc::new(Semaphore::new(PROPOSALS_MAX)),
+        })
     }
 
-    /// Has a command agreed on and applied here. Gives its revision and outcome.
+    /// Has a command agreed on and applied here. Gives its revision and outcome; both are on the disk.
     pub async fn propose(
         &self,
         meta: Meta,
         command: Command,
     ) -> Result<(u64, Outcome), ProposeError> {
-        let _ = (meta, command);
-        Err(ProposeError::Unavailable("not built yet".into()))
+        let _permit = self.proposals.try_acquire().map_err(|_| {
+            ProposeError::Unavailable(format!("{PROPOSALS_MAX} commands are under way already"))
+        })?;
+        let (revision, answer) = self.node.propose(Proposal { meta, command }).await?;
+        match answer.0 {
+            Some(judged) => Ok((revision, judged?)),
+            None => Err(ProposeError::Unavailable(
+                "the command was not judged".to_owned(),
+            )),
+        }
     }
 
     /// Looks at the state. Keep it short: commands wait meanwhile.
@@ -127,6 +169,15 @@ impl Cluster {
         &self.changes
     }
 
-    /// Ends this host's part: what was acknowledged is on disk, and the log is closed.
-    pub async fn shutdown(self) {}
+    /// Waits until this host's log or Raft has failed for good, and says why. The daemon must end then: nothing can be
+    /// decided any more, and only a fresh start finds out what the disk has.
+    pub async fn fatal(&self) -> String {
+        self.node.fatal().await
+    }
+
+    /// Ends this host's part: what was acknowledged is on the disk, and the log is closed. Other handles find the
+    /// cluster unavailable.
+    pub async fn shutdown(self) {
+        self.node.shutdown().await;
+    }
 }
