@@ -109,17 +109,10 @@ impl Log {
     /// Opens the log in this directory, or makes it.
     pub(super) fn open(dir: &Path) -> Result<Self, OpenLogError> {
         let path = dir.join("log.redb");
-        let fresh = !path.exists();
-        let db = redb::Builder::new()
-            .set_cache_size(CACHE_BYTES)
-            .create(&path)
-            .map_err(redb::Error::from)?;
-        if fresh {
-            // The name must be as durable as what is written under it.
-            let sync = std::fs::File::open(dir).and_then(|dir| dir.sync_all());
-            sync.map_err(OpenLogError::Directory)?;
+        if !path.exists() {
+            make(dir, &path)?;
         }
-        Self::with_database(db)
+        Self::with_database(database(&path)?)
     }
 
     /// Opens the log in this database, or makes it there.
@@ -287,6 +280,33 @@ impl Log {
     pub(super) fn last(&self) -> Option<LogId> {
         self.view().last
     }
+}
+
+fn database(path: &Path) -> Result<Database, redb::Error> {
+    let database = redb::Builder::new()
+        .set_cache_size(CACHE_BYTES)
+        .create(path);
+    database.map_err(redb::Error::from)
+}
+
+/// A database whose making was cut short does not open: it gets its name only once it is whole.
+fn make(dir: &Path, path: &Path) -> Result<(), OpenLogError> {
+    let half = dir.join("log.redb.new");
+    match std::fs::remove_file(&half) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(OpenLogError::Directory(error));
+        }
+        _ => {}
+    }
+    let fresh = database(&half)?;
+    writer::prepare(&fresh)?;
+    drop(fresh);
+    let name = || -> io::Result<()> {
+        std::fs::File::open(&half)?.sync_all()?;
+        std::fs::rename(&half, path)?;
+        std::fs::File::open(dir)?.sync_all()
+    };
+    name().map_err(OpenLogError::Directory)
 }
 
 fn lock(view: &Mutex<View>) -> MutexGuard<'_, View> {

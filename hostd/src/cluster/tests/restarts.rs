@@ -182,6 +182,16 @@ async fn a_damaged_snapshot_is_noticed_and_a_half_written_one_is_ignored() {
 }
 
 #[tokio::test]
+async fn a_log_whose_making_was_cut_short_is_made_again() {
+    let dir = TempDir::new().unwrap();
+    std::fs::write(dir.path().join("log.redb.new"), vec![0; 5000]).unwrap();
+    let cluster = start(dir.path()).await;
+    cluster.propose(meta(), register()).await.unwrap();
+    cluster.shutdown().await;
+    assert!(!dir.path().join("log.redb.new").exists());
+}
+
+#[tokio::test]
 async fn a_handle_that_outlives_the_cluster_finds_it_unavailable() {
     let dir = TempDir::new().unwrap();
     let cluster = start(dir.path()).await;
