@@ -18,7 +18,6 @@ use crate::devices::i8042::{self, I8042};
 use crate::devices::power::Power;
 use crate::devices::rtc::{self, Rtc};
 use crate::devices::serial::Com1;
-use crate::devices::virtio::device::Counters;
 use crate::devices::virtio::transport::TransportError;
 use crate::devices::virtio::{self, CreateDeviceError, VirtioPci};
 use crate::event_loop::Wake;
@@ -125,7 +124,6 @@ pub struct Machine {
     /// Rings when the guest has ended.
     pub exit: ExitSignal,
     metrics: Registry,
-    devices: Vec<DeviceCounters>,
     started: Instant,
     first_run: Counter,
     _buses: Arc<Buses>,
@@ -143,18 +141,8 @@ impl Machine {
 
     /// All counters now.
     pub fn read_metrics(&self) -> BTreeMap<String, u64> {
-        let devices = self.devices.iter().flat_map(|device| {
-            let values = device.counters.read().into_iter();
-            values.map(move |(name, value)| (format!("{}.{name}", device.id), value))
-        });
-        self.metrics.read().into_iter().chain(devices).collect()
+        self.metrics.read()
     }
-}
-
-/// What a device counts, and under which name: `disk.ID`, `nic.ID`, `rng`.
-struct DeviceCounters {
-    id: String,
-    counters: Arc<dyn Counters>,
 }
 
 /// Builds everything but the event loop. `started` is when the process began, for the record.
@@ -178,7 +166,7 @@ pub fn build(plan: &MachinePlan, started: Instant) -> Result<Machine, BuildError
         &metrics,
     )));
     let power = Arc::new(Mutex::new(Power::new(Arc::clone(&vm), exit.clone())));
-    let (root, devices) = plug_devices(plan, &vm, &memory, &interrupts, &metrics)?;
+    let root = plug_devices(plan, &vm, &memory, &interrupts, &metrics)?;
 
     let mut pio = Bus::new("pio", &metrics);
     let ports: [(u16, u64, Arc<dyn SharedDevice>); 5] = [
@@ -233,7 +221,6 @@ pub fn build(plan: &MachinePlan, started: Instant) -> Result<Machine, BuildError
         power,
         exit,
         metrics,
-        devices,
         started,
         first_run,
         _buses: buses,
@@ -242,16 +229,16 @@ pub fn build(plan: &MachinePlan, started: Instant) -> Result<Machine, BuildError
     })
 }
 
-/// Makes each device of the plan, its worker threads included, and puts it into its slot.
+/// Makes each device of the plan, its worker threads included, and puts it into its slot. Its counters are called
+/// `disk.ID.…`, `nic.ID.…` and `rng.…`.
 fn plug_devices(
     plan: &MachinePlan,
     vm: &Arc<VmFd>,
     memory: &Arc<GuestMemory>,
     interrupts: &Arc<Interrupts>,
     metrics: &Registry,
-) -> Result<(Arc<PciRoot>, Vec<DeviceCounters>), BuildError> {
+) -> Result<Arc<PciRoot>, BuildError> {
     let mut root = PciRoot::new(metrics);
-    let mut devices = Vec::new();
     let (disks, nics) = (&plan.config.disks, &plan.config.nics);
     for planned in &plan.slots {
         let (id, device) = match planned.device {
@@ -279,13 +266,12 @@ fn plug_devices(
             id: id.clone(),
             source,
         })?;
-        devices.push(DeviceCounters {
-            id,
-            counters: function.counters(),
-        });
+        for (name, counter) in function.counters() {
+            metrics.insert(format!("{id}.{name}"), counter);
+        }
         root.plug(planned.slot, Box::new(function))?;
     }
-    Ok((Arc::new(root), devices))
+    Ok(Arc::new(root))
 }
 
 fn create_vm(kvm: &Kvm) -> Result<Arc<VmFd>, BuildError> {

@@ -12,9 +12,10 @@
 //! ```
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::interrupt::{InterruptError, Interrupts, MsiVector};
+use crate::metrics::Counter;
 
 /// The capability's id.
 pub const CAPABILITY_ID: u8 = 0x11;
@@ -32,7 +33,7 @@ const ENTRY_MASKED: u32 = 1;
 pub struct MsixVectors {
     vectors: Vec<Vector>,
     /// Raised interrupts that could not be delivered because KVM refused the guest's message.
-    unroutable: AtomicU64,
+    unroutable: Counter,
 }
 
 #[derive(Debug)]
@@ -59,8 +60,8 @@ impl MsixVectors {
     }
 
     /// How many messages of the guest's KVM has refused.
-    pub fn unroutable(&self) -> u64 {
-        self.unroutable.load(Ordering::Relaxed)
+    pub fn unroutable(&self) -> &Counter {
+        &self.unroutable
     }
 }
 
@@ -109,7 +110,7 @@ impl Msix {
         let table = vec![RESET_ENTRY; usize::from(count)];
         let shared = Arc::new(MsixVectors {
             vectors,
-            unroutable: AtomicU64::new(0),
+            unroutable: Counter::default(),
         });
         Ok(Self {
             interrupts,
@@ -227,7 +228,7 @@ impl Msix {
             .is_err()
         {
             vector.open.store(false, Ordering::SeqCst);
-            self.shared.unroutable.fetch_add(1, Ordering::Relaxed);
+            self.shared.unroutable.count();
             return;
         }
         vector.open.store(true, Ordering::SeqCst);

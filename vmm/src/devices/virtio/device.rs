@@ -26,6 +26,7 @@ use virtio_queue::Queue;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::GuestMemory;
+use crate::metrics::Counter;
 use crate::pci::msix::MsixVectors;
 
 /// Feature bits every device may have (virtio 1.3 §6).
@@ -136,14 +137,8 @@ pub trait VirtioDevice: Send {
     /// Stops processing, waits for what is in flight, and gives the queues back. Returns nothing while idle.
     fn stop(&mut self) -> Vec<ActiveQueue>;
 
-    /// What the device counts; lives on wherever the device goes.
-    fn counters(&self) -> Arc<dyn Counters>;
-}
-
-/// Counters that can be read at any time from any thread.
-pub trait Counters: Send + Sync {
-    /// Constant names with their unit, and present values.
-    fn read(&self) -> Vec<(&'static str, u64)>;
+    /// What the device counts, for [`crate::metrics::Registry`].
+    fn counters(&self) -> Vec<(&'static str, Counter)>;
 }
 
 /// The driver has no vector for this event (virtio 1.3 §4.1.5.1.2).

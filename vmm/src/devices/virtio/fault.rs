@@ -3,8 +3,9 @@
 use std::fmt;
 use std::io::Write;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+
+use crate::metrics::Counter;
 
 /// A guest can make a million mistakes a second; one line in this time says so.
 const QUIET: Duration = Duration::from_secs(10);
@@ -13,7 +14,7 @@ const QUIET: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct FaultLog {
     device: String,
-    total: AtomicU64,
+    total: Counter,
     told: Mutex<Told>,
 }
 
@@ -28,7 +29,7 @@ impl FaultLog {
     pub fn new(device: impl Into<String>) -> Self {
         Self {
             device: device.into(),
-            total: AtomicU64::new(0),
+            total: Counter::default(),
             told: Mutex::default(),
         }
     }
@@ -42,12 +43,13 @@ impl FaultLog {
     }
 
     /// How many mistakes so far.
-    pub fn total(&self) -> u64 {
-        self.total.load(Ordering::Relaxed)
+    pub fn total(&self) -> &Counter {
+        &self.total
     }
 
     fn count(&self, what: &dyn fmt::Display, now: Instant) -> Option<String> {
-        let total = self.total.fetch_add(1, Ordering::Relaxed) + 1;
+        self.total.count();
+        let total = self.total.get();
         // Whoever does not get the lock is being told about by the one who has it.
         let mut told = self.told.try_lock().ok()?;
         if told
@@ -91,6 +93,6 @@ mod tests {
             line,
             "disk root: guest error: an end (and 99 more since the last message)"
         );
-        assert_eq!(log.total(), 101);
+        assert_eq!(log.total().get(), 101);
     }
 }

@@ -2,20 +2,18 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::rand::{GetRandomFlags, getrandom};
 use vm_memory::Bytes;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::chain::{self, BrokenQueue, Buffers};
-use super::device::{
-    ActivateError, Activation, ActiveQueue, Counters, DeviceKind, VirtioDevice, feature,
-};
+use super::device::{ActivateError, Activation, ActiveQueue, DeviceKind, VirtioDevice, feature};
 use super::fault::FaultLog;
 use super::wait::{Trigger, Waiter};
 use super::worker::{QueueWorker, ServeError, Worker, idle_until};
 use crate::memory::GuestMemory;
+use crate::metrics::Counter;
 
 const QUEUE_SIZES: [u16; 1] = [64];
 /// Descriptors in one request.
@@ -26,15 +24,15 @@ const REQUEST_MAX: u64 = 4096;
 /// What the device counts.
 #[derive(Debug)]
 struct RngCounters {
-    bytes: AtomicU64,
+    bytes: Counter,
     faults: FaultLog,
 }
 
-impl Counters for RngCounters {
-    fn read(&self) -> Vec<(&'static str, u64)> {
+impl RngCounters {
+    fn list(&self) -> Vec<(&'static str, Counter)> {
         vec![
-            ("entropy_bytes_total", self.bytes.load(Ordering::Relaxed)),
-            ("guest_errors_total", self.faults.total()),
+            ("entropy_bytes_total", self.bytes.clone()),
+            ("guest_errors_total", self.faults.total().clone()),
         ]
     }
 }
@@ -50,7 +48,7 @@ impl Rng {
     /// An idle entropy device.
     pub fn new() -> io::Result<Self> {
         let counters = Arc::new(RngCounters {
-            bytes: AtomicU64::new(0),
+            bytes: Counter::default(),
             faults: FaultLog::new("rng"),
         });
         let worker = RngWorker {
@@ -90,8 +88,8 @@ impl VirtioDevice for Rng {
         self.worker.stop()
     }
 
-    fn counters(&self) -> Arc<dyn Counters> {
-        self.counters.clone()
+    fn counters(&self) -> Vec<(&'static str, Counter)> {
+        self.counters.list()
     }
 }
 
@@ -180,14 +178,14 @@ impl RngWorker {
                 break;
             }
         }
-        self.counters.bytes.fetch_add(written, Ordering::Relaxed);
+        self.counters.bytes.add(written);
         written as u32
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::harness::{DriverRing, NEXT, WRITE, activation, memory};
+    use super::super::harness::{DriverRing, NEXT, WRITE, activation, counter, memory};
     use super::*;
     use std::time::{Duration, Instant};
 
@@ -233,11 +231,7 @@ mod tests {
         rng.activate(activation(mem, feature::COMMON, queues))
             .unwrap();
         until(|| !ring.take_used().is_empty());
-        assert!(
-            rng.counters()
-                .read()
-                .contains(&("entropy_bytes_total", 3 * 128))
-        );
+        assert_eq!(counter(&rng, "entropy_bytes_total"), 3 * 128);
     }
 
     #[test]
@@ -265,6 +259,6 @@ mod tests {
         until(|| interrupt.has_failed());
         assert_eq!(rng.stop().len(), 1);
         assert_eq!(ring.take_used(), []);
-        assert!(rng.counters().read().contains(&("guest_errors_total", 1)));
+        assert_eq!(counter(&rng, "guest_errors_total"), 1);
     }
 }

@@ -15,17 +15,17 @@
 //! INTx: a driver without MSI-X polls the ISR status, or does without.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::common_config::{CommonConfig, Effect, status};
-use super::device::{Activation, ActiveQueue, Counters, VirtioDevice, VirtioInterrupt};
+use super::device::{Activation, ActiveQueue, VirtioDevice, VirtioInterrupt};
 use crate::interrupt::{EventLinks, InterruptError, Interrupts};
 use crate::memory::GuestMemory;
+use crate::metrics::Counter;
 use crate::pci::bars::{BarError, MemoryBar};
 use crate::pci::config_space::{ConfigSpace, Identity, NoRoom};
-use crate::pci::msix::{self, Msix, MsixVectors};
+use crate::pci::msix::{self, Msix};
 use crate::pci::{BarRegion, ConfigEffect, PciFunction};
 
 /// Size and alignment of a virtio function's one BAR.
@@ -83,45 +83,11 @@ pub enum TransportError {
 /// What the transport counts.
 #[derive(Debug, Default)]
 struct TransportCounters {
-    activations: AtomicU64,
-    refused_activations: AtomicU64,
-    resets: AtomicU64,
-    doorbells_in_user_space: AtomicU64,
-}
-
-/// The transport's counters and its device's.
-struct AllCounters {
-    transport: Arc<TransportCounters>,
-    vectors: Arc<MsixVectors>,
-    device: Arc<dyn Counters>,
-}
-
-impl Counters for AllCounters {
-    fn read(&self) -> Vec<(&'static str, u64)> {
-        let mut all = vec![
-            (
-                "activations_total",
-                self.transport.activations.load(Ordering::Relaxed),
-            ),
-            (
-                "refused_activations_total",
-                self.transport.refused_activations.load(Ordering::Relaxed),
-            ),
-            (
-                "resets_total",
-                self.transport.resets.load(Ordering::Relaxed),
-            ),
-            (
-                "slow_doorbells_total",
-                self.transport
-                    .doorbells_in_user_space
-                    .load(Ordering::Relaxed),
-            ),
-            ("unroutable_interrupts_total", self.vectors.unroutable()),
-        ];
-        all.extend(self.device.read());
-        all
-    }
+    activations: Counter,
+    refused_activations: Counter,
+    resets: Counter,
+    /// Doorbells that cost the guest an exit to us.
+    slow_doorbells: Counter,
 }
 
 /// A virtio device as a PCI function.
@@ -140,7 +106,7 @@ pub struct VirtioPci {
     msix_control: usize,
     /// Offset of the PCI configuration access capability.
     pci_cfg: u16,
-    counters: Arc<TransportCounters>,
+    counters: TransportCounters,
 }
 
 impl VirtioPci {
@@ -202,17 +168,27 @@ impl VirtioPci {
             doorbells: None,
             msix_control: usize::from(msix_at) + 2,
             pci_cfg: u16::from(pci_cfg),
-            counters: Arc::default(),
+            counters: TransportCounters::default(),
         })
     }
 
     /// The function's counters and its device's.
-    pub fn counters(&self) -> Arc<dyn Counters> {
-        Arc::new(AllCounters {
-            transport: self.counters.clone(),
-            vectors: self.msix.vectors(),
-            device: self.device.counters(),
-        })
+    pub fn counters(&self) -> Vec<(&'static str, Counter)> {
+        let mut all = vec![
+            ("activations_total", self.counters.activations.clone()),
+            (
+                "refused_activations_total",
+                self.counters.refused_activations.clone(),
+            ),
+            ("resets_total", self.counters.resets.clone()),
+            ("slow_doorbells_total", self.counters.slow_doorbells.clone()),
+            (
+                "unroutable_interrupts_total",
+                self.msix.vectors().unroutable().clone(),
+            ),
+        ];
+        all.extend(self.device.counters());
+        all
     }
 
     /// The driver is ready: check its queues and start the device, or tell it to start over.
@@ -239,16 +215,14 @@ impl VirtioPci {
             interrupt: self.interrupt.clone(),
         };
         if self.device.activate(activation).is_ok() {
-            self.counters.activations.fetch_add(1, Ordering::Relaxed);
+            self.counters.activations.count();
         } else {
             self.refuse();
         }
     }
 
     fn refuse(&self) {
-        self.counters
-            .refused_activations
-            .fetch_add(1, Ordering::Relaxed);
+        self.counters.refused_activations.count();
         self.interrupt.fail();
     }
 
@@ -261,7 +235,7 @@ impl VirtioPci {
             // Forget doorbells of the driver that is gone; an empty eventfd says so with an error.
             let _ = kick.read();
         }
-        self.counters.resets.fetch_add(1, Ordering::Relaxed);
+        self.counters.resets.count();
     }
 
     /// Links the doorbells where the BAR is now.
@@ -407,9 +381,7 @@ impl PciFunction for VirtioPci {
                 let index =
                     usize::try_from((offset - NOTIFY) / NOTIFY_STRIDE).unwrap_or(usize::MAX);
                 if let Some(kick) = self.kicks.get(index) {
-                    self.counters
-                        .doorbells_in_user_space
-                        .fetch_add(1, Ordering::Relaxed);
+                    self.counters.slow_doorbells.count();
                     // Fails only when the counter is full, and then the worker is being woken already.
                     let _ = kick.write(1);
                 }

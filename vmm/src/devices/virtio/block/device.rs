@@ -7,11 +7,11 @@ use super::metrics::BlockCounters;
 use super::request::{Limits, SECTOR, SERIAL_LEN};
 use super::worker::{BlockWorker, SEGMENTS_MAX};
 use crate::devices::virtio::device::{
-    ActivateError, Activation, ActiveQueue, Counters, DeviceKind, VirtioDevice, feature,
-    read_config_bytes,
+    ActivateError, Activation, ActiveQueue, DeviceKind, VirtioDevice, feature, read_config_bytes,
 };
 use crate::devices::virtio::worker::Worker;
 use crate::disk::{Access, DiskBackend};
+use crate::metrics::Counter;
 
 /// Requests the driver can have queued.
 const QUEUE_SIZE: u16 = 256;
@@ -134,7 +134,7 @@ impl VirtioDevice for Block {
         self.worker.stop()
     }
 
-    fn counters(&self) -> Arc<dyn Counters> {
-        self.counters.clone()
+    fn counters(&self) -> Vec<(&'static str, Counter)> {
+        self.counters.list()
     }
 }

@@ -6,7 +6,7 @@ use super::metrics::BlockCounters;
 use super::request::Limits;
 use super::worker::BlockWorker;
 use crate::devices::virtio::chain::BrokenQueue;
-use crate::devices::virtio::device::{Activation, ActiveQueue, Counters};
+use crate::devices::virtio::device::{Activation, ActiveQueue};
 use crate::devices::virtio::harness::{DriverRing, activation, interrupt};
 use crate::disk::Access;
 use crate::disk::fake::{FakeDisk, Script};
@@ -94,10 +94,11 @@ impl Stepped {
 
     pub(crate) fn counter(&self, name: &str) -> u64 {
         self.counters
-            .read()
+            .list()
             .into_iter()
             .find(|(known, _)| *known == name)
             .unwrap()
             .1
+            .get()
     }
 }

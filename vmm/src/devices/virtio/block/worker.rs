@@ -13,7 +13,7 @@ use std::time::Duration;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::metrics::{BlockCounters, count};
+use super::metrics::BlockCounters;
 use super::request::{self, Action, Limits, SERIAL_LEN, Status};
 use crate::devices::virtio::chain::{self, BrokenQueue, Buffers};
 use crate::devices::virtio::device::{Activation, ActiveQueue, VirtioInterrupt};
@@ -200,7 +200,7 @@ impl BlockWorker {
                         self.parts.writable.write(mem, &self.serial) as u32,
                     ),
                     Err(status) => {
-                        count(&self.counters.refused, 1);
+                        self.counters.refused.count();
                         (status, 0)
                     }
                 };
@@ -266,7 +266,7 @@ impl BlockWorker {
         // free, `slots` is resized only while nothing is in flight, and `drain` waits for that.
         let submitted = unsafe { self.backend.submit(index as u64, slot.op, &slot.buffers) };
         if submitted.is_err() {
-            count(&self.counters.errors, 1);
+            self.counters.errors.count();
         }
         submitted.is_ok()
     }
@@ -321,19 +321,19 @@ impl BlockWorker {
     fn count(&self, slot: &Slot, status: Status) {
         let counters = &self.counters;
         match (status, slot.op) {
-            (Status::IoError, _) => count(&counters.errors, 1),
-            (Status::Unsupported, _) => count(&counters.refused, 1),
+            (Status::IoError, _) => counters.errors.count(),
+            (Status::Unsupported, _) => counters.refused.count(),
             (Status::Ok, DiskOp::Read { .. }) => {
-                count(&counters.reads, 1);
-                count(&counters.read_bytes, slot.moved);
+                counters.reads.count();
+                counters.read_bytes.add(slot.moved);
             }
             (Status::Ok, DiskOp::Write { .. }) => {
-                count(&counters.writes, 1);
-                count(&counters.write_bytes, slot.moved);
+                counters.writes.count();
+                counters.write_bytes.add(slot.moved);
             }
-            (Status::Ok, DiskOp::Flush) => count(&counters.flushes, 1),
+            (Status::Ok, DiskOp::Flush) => counters.flushes.count(),
             (Status::Ok, DiskOp::Discard { .. } | DiskOp::WriteZeroes { .. }) => {
-                count(&counters.discards, 1)
+                counters.discards.count()
             }
         }
     }

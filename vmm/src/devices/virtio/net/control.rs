@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use vm_memory::Bytes;
 
-use super::metrics::{NetCounters, count};
+use super::metrics::NetCounters;
 use crate::devices::virtio::chain::{self, BrokenQueue, Buffers};
 use crate::devices::virtio::device::ActiveQueue;
 use crate::memory::GuestMemory;
@@ -68,7 +68,7 @@ pub(super) fn turn(
                 && parts.readable.read(mem, &mut command)
                 && pairs.follow(&command);
             if !followed {
-                count(&counters.refused, 1);
+                counters.refused.count();
             }
             let ack = if followed { OK } else { ERROR };
             mem.write_obj(ack, ack_at)

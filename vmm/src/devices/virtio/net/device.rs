@@ -7,10 +7,10 @@ use super::control::Pairs;
 use super::metrics::NetCounters;
 use super::worker::NetWorker;
 use crate::devices::virtio::device::{
-    ActivateError, Activation, ActiveQueue, Counters, DeviceKind, VirtioDevice, feature,
-    read_config_bytes,
+    ActivateError, Activation, ActiveQueue, DeviceKind, VirtioDevice, feature, read_config_bytes,
 };
 use crate::devices::virtio::worker::Worker;
+use crate::metrics::Counter;
 use crate::net::{NetBackend, Offloads};
 
 /// Frames the driver can have queued, in each direction.
@@ -199,7 +199,7 @@ impl VirtioDevice for Net {
         queues
     }
 
-    fn counters(&self) -> Arc<dyn Counters> {
-        self.counters.clone()
+    fn counters(&self) -> Vec<(&'static str, Counter)> {
+        self.counters.list()
     }
 }

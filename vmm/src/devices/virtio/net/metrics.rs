@@ -1,23 +1,21 @@
 //! What a network device counts.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
-use crate::devices::virtio::device::Counters;
 use crate::devices::virtio::fault::FaultLog;
+use crate::metrics::Counter;
 
 /// Counters of one NIC. Directions are the guest's.
 #[derive(Debug)]
 pub struct NetCounters {
-    pub(super) received: AtomicU64,
-    pub(super) received_bytes: AtomicU64,
+    pub(super) received: Counter,
+    pub(super) received_bytes: Counter,
     /// Frames that fit into no buffer of the guest's.
-    pub(super) receive_drops: AtomicU64,
-    pub(super) sent: AtomicU64,
-    pub(super) sent_bytes: AtomicU64,
+    pub(super) receive_drops: Counter,
+    pub(super) sent: Counter,
+    pub(super) sent_bytes: Counter,
     /// Frames the host did not take.
-    pub(super) send_drops: AtomicU64,
+    pub(super) send_drops: Counter,
     /// Frames that are none, and commands that cannot be followed.
-    pub(super) refused: AtomicU64,
+    pub(super) refused: Counter,
     pub(super) faults: FaultLog,
 }
 
@@ -25,34 +23,30 @@ impl NetCounters {
     /// All zero, for the NIC `id`.
     pub fn new(id: &str) -> Self {
         Self {
-            received: AtomicU64::new(0),
-            received_bytes: AtomicU64::new(0),
-            receive_drops: AtomicU64::new(0),
-            sent: AtomicU64::new(0),
-            sent_bytes: AtomicU64::new(0),
-            send_drops: AtomicU64::new(0),
-            refused: AtomicU64::new(0),
+            received: Counter::default(),
+            received_bytes: Counter::default(),
+            receive_drops: Counter::default(),
+            sent: Counter::default(),
+            sent_bytes: Counter::default(),
+            send_drops: Counter::default(),
+            refused: Counter::default(),
             faults: FaultLog::new(format!("nic {id}")),
         }
     }
 }
 
-pub(super) fn count(counter: &AtomicU64, by: u64) {
-    counter.fetch_add(by, Ordering::Relaxed);
-}
-
-impl Counters for NetCounters {
-    fn read(&self) -> Vec<(&'static str, u64)> {
-        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+impl NetCounters {
+    /// Names and counters.
+    pub fn list(&self) -> Vec<(&'static str, Counter)> {
         vec![
-            ("received_frames_total", load(&self.received)),
-            ("received_bytes_total", load(&self.received_bytes)),
-            ("receive_drops_total", load(&self.receive_drops)),
-            ("sent_frames_total", load(&self.sent)),
-            ("sent_bytes_total", load(&self.sent_bytes)),
-            ("send_drops_total", load(&self.send_drops)),
-            ("refused_requests_total", load(&self.refused)),
-            ("guest_errors_total", self.faults.total()),
+            ("received_frames_total", self.received.clone()),
+            ("received_bytes_total", self.received_bytes.clone()),
+            ("receive_drops_total", self.receive_drops.clone()),
+            ("sent_frames_total", self.sent.clone()),
+            ("sent_bytes_total", self.sent_bytes.clone()),
+            ("send_drops_total", self.send_drops.clone()),
+            ("refused_requests_total", self.refused.clone()),
+            ("guest_errors_total", self.faults.total().clone()),
         ]
     }
 }

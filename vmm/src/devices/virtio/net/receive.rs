@@ -6,7 +6,7 @@
 use virtio_queue::QueueT;
 use vm_memory::Bytes;
 
-use super::metrics::{NetCounters, count};
+use super::metrics::NetCounters;
 use crate::devices::virtio::chain::{self, BrokenQueue, Buffers};
 use crate::devices::virtio::device::ActiveQueue;
 use crate::memory::GuestMemory;
@@ -72,10 +72,12 @@ impl Receiver {
             loop {
                 match self.deliver(rx, mem)? {
                     Delivery::Done => {
-                        count(&counters.received, 1);
-                        count(&counters.received_bytes, (self.waiting - HEADER_LEN) as u64);
+                        counters.received.count();
+                        counters
+                            .received_bytes
+                            .add((self.waiting - HEADER_LEN) as u64);
                     }
-                    Delivery::TooLong => count(&counters.receive_drops, 1),
+                    Delivery::TooLong => counters.receive_drops.count(),
                     // Each time there are more buffers than before, so this ends.
                     Delivery::Again => continue,
                     Delivery::NoBuffer => return Ok(false),

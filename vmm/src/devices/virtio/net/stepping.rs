@@ -7,7 +7,7 @@ use super::control::Pairs;
 use super::device::MERGEABLE;
 use super::metrics::NetCounters;
 use super::worker::NetWorker;
-use crate::devices::virtio::device::{Activation, Counters};
+use crate::devices::virtio::device::Activation;
 use crate::devices::virtio::harness::{DriverRing, activation};
 use crate::devices::virtio::worker::ServeError;
 use crate::net::fake::FakeNet;
@@ -63,10 +63,11 @@ impl Stepped {
 
     pub(crate) fn counter(&self, name: &str) -> u64 {
         self.counters
-            .read()
+            .list()
             .into_iter()
             .find(|(known, _)| *known == name)
             .unwrap()
             .1
+            .get()
     }
 }

@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code)] // UNSAFETY: a backend is given addresses in guest memory; see `NetBackend::send`.
 
-use super::metrics::{NetCounters, count};
+use super::metrics::NetCounters;
 use crate::devices::virtio::chain::{self, BrokenQueue, Buffers};
 use crate::devices::virtio::device::ActiveQueue;
 use crate::disk::IoVec;
@@ -56,16 +56,16 @@ impl Transmitter {
             || frame.len() > FRAME_MAX as u64
             || !frame.host_buffers(mem, &mut self.buffers)
         {
-            return count(&counters.refused, 1);
+            return counters.refused.count();
         }
         // SAFETY: the buffers are guest memory, which `mem` keeps mapped.
         match unsafe { backend.send(&self.buffers) } {
             Ok(_) => {
-                count(&counters.sent, 1);
-                count(&counters.sent_bytes, frame.len() - HEADER_LEN as u64);
+                counters.sent.count();
+                counters.sent_bytes.add(frame.len() - HEADER_LEN as u64);
             }
             // As on a wire: what cannot be sent is lost.
-            Err(_) => count(&counters.send_drops, 1),
+            Err(_) => counters.send_drops.count(),
         }
     }
 }
