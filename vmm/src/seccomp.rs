@@ -121,9 +121,6 @@ const VCPU: &[Call] = &[(
         KVM_SET_GSI_ROUTING,
         KVM_IRQFD,
         KVM_IOEVENTFD,
-        // A NIC is activated by the vCPU that sets DRIVER_OK.
-        TUNSETOFFLOAD,
-        TUNSETQUEUE,
     ]),
 )];
 
@@ -134,24 +131,13 @@ const WORKER: &[Call] = &[
     (libc::SYS_epoll_wait, Always),
     (libc::SYS_epoll_pwait, Always),
     (libc::SYS_epoll_ctl, Always),
-    (libc::SYS_poll, Always),
-    (libc::SYS_ppoll, Always),
     // Disks.
     (libc::SYS_io_uring_enter, Always),
-    (libc::SYS_io_uring_register, Always),
-    (libc::SYS_pread64, Always),
-    (libc::SYS_pwrite64, Always),
     (libc::SYS_preadv, Always),
     (libc::SYS_pwritev, Always),
-    (libc::SYS_preadv2, Always),
-    (libc::SYS_pwritev2, Always),
     (libc::SYS_fdatasync, Always),
-    (libc::SYS_fsync, Always),
     (libc::SYS_fallocate, Always),
-    (libc::SYS_fstat, Always),
-    (libc::SYS_lseek, Always),
     // Taps: frames, offloads, queues switched on and off.
-    (libc::SYS_readv, Always),
     (libc::SYS_ioctl, Requests(&[TUNSETOFFLOAD, TUNSETQUEUE])),
     // Entropy.
     (libc::SYS_getrandom, Always),
