@@ -357,7 +357,7 @@ pub fn direct(folder: &Path, disk: &Path) -> Result<MachineConfig> {
 
 fn helper_archive() -> Result<Vec<u8>> {
     let mut archive = Initramfs::default();
-    for folder in ["dev", "lab", "lab/modules"] {
+    for folder in ["dev", "lab", "lab/dev", "lab/modules", "lab/proc"] {
         archive.dir(folder)?;
     }
     archive.console()?;

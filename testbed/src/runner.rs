@@ -250,7 +250,7 @@ fn prepare(settings: &Settings, saved: &Saved, agent: &Path) -> Result<()> {
 
 fn test_initramfs(agent: &Path) -> Result<Vec<u8>> {
     let mut archive = Initramfs::default();
-    for folder in ["dev", "lab"] {
+    for folder in ["dev", "lab", "lab/proc"] {
         archive.dir(folder)?;
     }
     archive.console()?;
@@ -260,7 +260,7 @@ fn test_initramfs(agent: &Path) -> Result<Vec<u8>> {
 
 fn guest_initramfs(settings: &Settings, agent: &Path) -> Result<Vec<u8>> {
     let mut archive = Initramfs::default();
-    for folder in ["dev", "proc", "sys", "lab", "lab/modules"] {
+    for folder in ["dev", "proc", "sys", "lab", "lab/modules", "lab/proc"] {
         archive.dir(folder)?;
     }
     archive.console()?;

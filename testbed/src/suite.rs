@@ -37,7 +37,7 @@ const KVM_PACKAGES: &[&str] = &["vmm"];
 /// Integration tests of other packages that need `/dev/kvm`, or a kernel they may change, by what is in their names.
 const KVM_NAMES: &[&str] = &["jail", "launch", "links", "kvm"];
 /// Tests of this package that boot appliances.
-const LAB_TESTS: &[&str] = &["install", "vms", "survival", "security"];
+const LAB_TESTS: &[&str] = &["appliance", "install", "vms", "survival", "security"];
 
 /// What came of it.
 #[derive(Debug, Default)]
