@@ -81,3 +81,7 @@ test-kvm: deps images ## Run the tests that need /dev/kvm, in a guest that has i
 .PHONY: testbed
 testbed: deps images ## Run the tests of whole appliances (ONLY=part of a test's name)
 	$(TESTBED) test testbed $(if $(ONLY),--only $(ONLY))
+
+.PHONY: bench
+bench: deps images ## Measure the figures and compare them with their limits; raw samples in target/bench/
+	$(TESTBED) bench

@@ -347,7 +347,8 @@ pub fn direct(folder: &Path, disk: &Path) -> Result<MachineConfig> {
         kernel: dist("vmlinux")?,
         initrd,
         arguments: format!(
-            "console=tty0 console=ttyS0 rdinit=/lab-agent lqx.agent=helper lqx.install={install} {RAFT_ARGUMENTS} {KERNEL_ARGUMENTS}"
+            "{} rdinit=/lab-agent lqx.agent=helper lqx.install={install} {RAFT_ARGUMENTS} {KERNEL_ARGUMENTS}",
+            image::uki::COMMAND_LINE
         ),
     };
     let mut config = MachineConfig::new("appliance", boot).disk(disk);

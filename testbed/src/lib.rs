@@ -30,5 +30,6 @@ pub mod guest;
 pub mod lab;
 pub mod tls;
 
+pub mod bench;
 pub mod demonstration;
 pub mod suite;

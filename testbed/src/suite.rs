@@ -35,7 +35,7 @@ pub enum Stage {
 /// Packages all of whose integration tests need `/dev/kvm`.
 const KVM_PACKAGES: &[&str] = &["vmm"];
 /// Integration tests of other packages that need `/dev/kvm`, or a kernel they may change, by what is in their names.
-const KVM_NAMES: &[&str] = &["jail", "launch", "links", "kvm"];
+const KVM_NAMES: &[&str] = &["jail", "network", "kvm"];
 /// Tests of this package that boot appliances.
 const LAB_TESTS: &[&str] = &["appliance", "install", "vms", "survival", "security"];
 

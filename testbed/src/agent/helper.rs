@@ -96,6 +96,8 @@ pub struct Process {
     pub rss_kib: u64,
     /// Resident memory, shared pages divided among their users.
     pub pss_kib: u64,
+    /// The part of that in shared memory objects: for a VM's process, its guest's memory.
+    pub pss_shared_kib: u64,
 }
 
 /// As PID 1: starts the copy and becomes `/init`. Comes back only with an error.
@@ -203,6 +205,7 @@ fn processes() -> Result<Vec<Process>> {
                 .collect(),
             rss_kib: number(&status, "VmRSS:"),
             pss_kib: number(&rollup, "Pss:"),
+            pss_shared_kib: number(&rollup, "Pss_Shmem:"),
         });
     }
     Ok(found)

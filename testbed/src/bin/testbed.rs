@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use testbed::suite::Stage;
-use testbed::{demonstration, suite};
+use testbed::{bench, demonstration, suite};
 
 /// Whole appliances in QEMU.
 #[derive(Parser)]
@@ -21,6 +21,8 @@ enum What {
         #[arg(long)]
         headless: bool,
     },
+    /// Measure the figures and compare them with their limits
+    Bench,
     /// Run tests; the last line has the totals
     Test {
         /// These stages; all if none is named
@@ -34,7 +36,8 @@ enum What {
 
 fn main() -> ExitCode {
     let outcome = match Options::parse().what {
-        What::Run { headless } => run(headless),
+        What::Run { headless } => wait_for(demonstration::run(headless)).map(|()| true),
+        What::Bench => wait_for(bench::run()),
         What::Test { stages, only } => {
             let all = [Stage::Unit, Stage::Kvm, Stage::Testbed];
             let stages = if stages.is_empty() { &all[..] } else { &stages };
@@ -51,10 +54,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(headless: bool) -> anyhow::Result<bool> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+fn wait_for<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        .build()?;
-    runtime.block_on(demonstration::run(headless))?;
-    Ok(true)
+        .build()?
+        .block_on(work)
 }
