@@ -37,7 +37,7 @@ const KVM_PACKAGES: &[&str] = &["vmm"];
 /// Integration tests of other packages that need `/dev/kvm`, or a kernel they may change, by what is in their names.
 const KVM_NAMES: &[&str] = &["jail", "network", "kvm"];
 /// Tests of this package that boot appliances.
-const LAB_TESTS: &[&str] = &["appliance", "install", "vms", "survival", "security"];
+const LAB_TESTS: &[&str] = &["appliance", "cli", "install", "vms", "survival", "security"];
 
 /// What came of it.
 #[derive(Debug, Default)]
@@ -180,6 +180,8 @@ fn command(stage: Stage, names: &[&str], only: Option<&str>) -> Result<Option<Co
         }
         Stage::Testbed => {
             command.arg("--test-threads=1").env("LQX_LAB_REQUIRED", "1");
+            let here = std::env::current_exe()?;
+            command.env("LQX_BINARIES", here.parent().unwrap_or(Path::new(".")));
             command.args(only);
         }
     }

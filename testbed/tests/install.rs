@@ -101,6 +101,9 @@ fn a_person_installs_with_the_keyboard() -> Result<()> {
         serial.wait_for_screen("lab-disk-0", short)?;
         serial.send("\r")?;
         serial.wait_for_screen("This disk is blank", short)?;
+        // The name has to be typed: one key too many must not erase anything.
+        serial.send("vda")?;
+        serial.wait_for_screen("install onto it: vda_", short)?;
         serial.send("\r")?;
         let appliance = lab.keep(Appliance::enrol(machine, BOOT).await?)?;
         ensure!(appliance.api.system_get().await?.mode == Mode::Run);

@@ -155,12 +155,17 @@ impl State {
             InstallPhase::Running { .. } | InstallPhase::Done => {
                 self.screen = Screen::InstallProgress
             }
-            InstallPhase::Failed { step, error } if self.screen == Screen::InstallProgress => {
+            // Once, when it has failed anew: an unattended install may fail before anybody has seen it run.
+            InstallPhase::Failed { step, error }
+                if self.install.as_ref().map(|install| &install.phase) != Some(&status.phase) =>
+            {
                 self.message = Some(format!(
                     "{step:?} failed: {}. {}",
                     error.message, error.hint
                 ));
-                self.screen = Screen::InstallDisks;
+                if self.screen == Screen::InstallProgress {
+                    self.screen = Screen::InstallDisks;
+                }
             }
             InstallPhase::Failed { .. } | InstallPhase::Waiting => {}
         }
@@ -339,6 +344,21 @@ mod tests {
             last = state.on_key(if c == '\n' { Key::Enter } else { Key::Char(c) });
         }
         last
+    }
+
+    #[test]
+    fn an_unattended_install_that_failed_before_anybody_looked_says_why_once() {
+        let mut state = installer(false);
+        let mut status = state.install.clone().unwrap();
+        status.phase = InstallPhase::Failed {
+            step: api::install::InstallStep::Check,
+            error: api::ApiError::new(api::ErrorCode::ConsentRequired, "vda is not blank", "h"),
+        };
+        state.on(Event::Install(status.clone()));
+        let message = state.message.take().unwrap();
+        assert!(message.contains("Check failed: vda is not blank"), "{message}");
+        state.on(Event::Install(status));
+        assert_eq!(state.message, None);
     }
 
     #[test]
