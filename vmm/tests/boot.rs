@@ -2,6 +2,8 @@
 //!
 //! Needs `/dev/kvm`. The tests with a real kernel also need one, by environment; without it they skip and say so:
 //! - `LQX_TEST_KERNEL`: paths of x86-64 Linux kernels, separated by colons; bzImage, or ELF with a PVH note
+//! - `LQX_TEST_MODULES`: optional, the `lib/modules/VERSION` folders of those kernels, in the same order
+//! - `LQX_TEST_BUSYBOX`: optional, a static busybox; `/bin/busybox` otherwise
 //! - `LQX_TEST_INITRD`: optional, an initial RAM disk that ends by switching the machine off
 //! - `LQX_TEST_MARKER`: optional, what that prints when it is up
 #![allow(clippy::unwrap_used, clippy::panic)]
@@ -13,8 +15,8 @@ use std::io::{BufRead, Read};
 use std::time::Duration;
 
 use guest::code::Code;
-use guest::initramfs::{POWER_OFF, RESTART, one_shot};
-use guest::{Guest, Spec, file, kernels, kvm};
+use guest::initramfs::{self, POWER_OFF, RESTART, one_shot};
+use guest::{Guest, Spec, file, kernels, kernels_with_modules, kvm};
 use vmm::control::{Answer, Event, ExitReason, Operation, RefusalCode, State};
 
 const MARKER: &str = "lqx-guest-is-up\n";
@@ -88,7 +90,7 @@ fn what_nobody_decodes_reads_as_all_ones_and_is_counted() {
         .show_port(0x1234)
         .show_memory(0xc000_1000)
         .show_memory(0xd000_0000)
-        .show_memory(0xe800_0000)
+        .show_memory(0xe000_8000)
         .out8(0x1234, 1)
         .store(0xf100_0000, 1)
         .print("done")
@@ -272,6 +274,30 @@ fn linux_brings_up_all_its_vcpus_and_restarts() {
         assert!(output.contains("Brought up 1 node, 2 CPUs"), "{output}");
         let (reason, output) = guest.wait_end();
         assert_eq!(reason, ExitReason::GuestReset, "{kernel}:\n{output}");
+    }
+}
+
+#[test]
+fn linux_shuts_down_when_the_power_button_is_pressed() {
+    for (kernel, modules) in kernels_with_modules() {
+        let Some(kvm) = kvm() else { return };
+        let script =
+            "echo waiting; dd if=/dev/input/event0 of=/dev/null bs=24 count=1; echo pressed";
+        let Some(initrd) = initramfs::busybox(&modules, &["button", "evdev"], script) else {
+            return;
+        };
+        let mut guest = Guest::start(kvm, Spec::linux(&kernel, file(&initrd)));
+        guest.wait_output("waiting");
+        // Until dd has opened the device there is nobody to hear it.
+        let mut presses = 0;
+        while guest.is_alive() && presses < 100 {
+            let _ = guest.try_ask(Operation::PowerButton);
+            std::thread::sleep(Duration::from_millis(200));
+            presses += 1;
+        }
+        let (reason, output) = guest.wait_end();
+        assert!(output.contains("pressed"), "{output}");
+        assert_eq!(reason, ExitReason::GuestPowerOff, "{kernel}:\n{output}");
     }
 }
 

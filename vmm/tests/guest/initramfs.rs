@@ -1,4 +1,8 @@
-//! Initial RAM disks made on the spot: a newc archive with a first program of a few instructions.
+//! Initial RAM disks made on the spot: a newc archive with a first program of a few instructions, or with busybox, the
+//! kernel's modules and a script.
+
+use std::collections::BTreeMap;
+use std::path::Path;
 
 /// Files for the archive: name, mode, content.
 pub fn archive(files: &[(&str, u32, &[u8])]) -> Vec<u8> {
@@ -85,4 +89,74 @@ pub const RESTART: u32 = 0x0123_4567;
 /// An initial RAM disk whose first program prints `text` and reboots.
 pub fn one_shot(text: &str, command: u32) -> Vec<u8> {
     archive(&[("init", 0o100_755, &print_and_reboot(text, command))])
+}
+
+/// An initial RAM disk that loads `modules` (and what they need) from `tree`, a `lib/modules/VERSION` folder, and then
+/// runs `script` with busybox; afterwards it powers off. Says why on standard error if busybox is not there.
+pub fn busybox(tree: &str, modules: &[&str], script: &str) -> Option<Vec<u8>> {
+    let path = std::env::var("LQX_TEST_BUSYBOX").unwrap_or_else(|_| "/bin/busybox".into());
+    let busybox = std::fs::read(&path)
+        .map_err(|error| eprintln!("SKIP: {path}: {error}"))
+        .ok()?;
+    let needed = with_dependencies(tree, modules);
+    let load: String = needed
+        .iter()
+        .map(|path| format!("insmod /{}\n", file_name(path)))
+        .collect();
+    let init = format!(
+        "#!/bin/busybox sh\nPATH=/bin\n/bin/busybox mkdir /proc /sys /dev\n/bin/busybox --install -s /bin\n\
+         mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev\n{load}{script}\npoweroff -f\n"
+    );
+    let contents: Vec<(String, Vec<u8>)> = needed
+        .iter()
+        .map(|path| {
+            (
+                file_name(path).to_owned(),
+                std::fs::read(Path::new(tree).join(path)).unwrap(),
+            )
+        })
+        .collect();
+    let mut files: Vec<(&str, u32, &[u8])> = vec![
+        ("bin", 0o40_755, &[]),
+        ("bin/busybox", 0o100_755, &busybox),
+        ("init", 0o100_755, init.as_bytes()),
+    ];
+    files.extend(
+        contents
+            .iter()
+            .map(|(name, content)| (name.as_str(), 0o100_644, content.as_slice())),
+    );
+    Some(archive(&files))
+}
+
+fn file_name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap()
+}
+
+/// Paths below `tree`, what is needed first.
+fn with_dependencies(tree: &str, modules: &[&str]) -> Vec<String> {
+    let table = std::fs::read_to_string(Path::new(tree).join("modules.dep")).unwrap();
+    let by_name: BTreeMap<&str, (&str, Vec<&str>)> = table
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .map(|(path, needs)| {
+            (
+                file_name(path).split('.').next().unwrap(),
+                (path, needs.split_whitespace().rev().collect()),
+            )
+        })
+        .collect();
+    let mut ordered: Vec<String> = vec![];
+    for module in modules {
+        // What is not a module is built in.
+        let Some((path, needs)) = by_name.get(module) else {
+            continue;
+        };
+        for path in needs.iter().chain([path]) {
+            if !ordered.iter().any(|known| known == path) {
+                ordered.push((*path).to_owned());
+            }
+        }
+    }
+    ordered
 }

@@ -45,6 +45,20 @@ pub fn kernels() -> Vec<String> {
     }
 }
 
+/// Kernels of [`kernels`], each with its module folder from `LQX_TEST_MODULES`, or the reason to skip.
+pub fn kernels_with_modules() -> Vec<(String, String)> {
+    match std::env::var("LQX_TEST_MODULES") {
+        Ok(list) if !list.is_empty() => kernels()
+            .into_iter()
+            .zip(list.split(':').map(str::to_owned))
+            .collect(),
+        _ => {
+            eprintln!("SKIP: LQX_TEST_MODULES names no folders of kernel modules");
+            vec![]
+        }
+    }
+}
+
 /// What to build; the rest is taken care of.
 pub struct Spec {
     pub kernel: File,
@@ -193,6 +207,20 @@ impl Guest {
                 Message::Reply(other) => panic!("a reply nobody asked for: {other:?}"),
             }
         }
+    }
+
+    /// Asks without waiting: the machine may be at its end.
+    pub fn try_ask(&mut self, op: Operation) -> std::io::Result<()> {
+        let id = 1_000_000 + self.next;
+        let line = serde_json::to_string(&Request { id, op }).unwrap() + "\n";
+        self.control.get_mut().write_all(line.as_bytes())
+    }
+
+    /// Whether it has not ended yet.
+    pub fn is_alive(&self) -> bool {
+        self.thread
+            .as_ref()
+            .is_some_and(|thread| !thread.is_finished())
     }
 
     fn message(&mut self) -> Message {

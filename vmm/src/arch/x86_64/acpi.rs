@@ -50,7 +50,7 @@ pub fn write(memory: &GuestMemory, plan: &MachinePlan) -> Result<u64, AcpiError>
     let fadt = put(&bytes(&fadt(dsdt, facs)))?;
     let madt = put(madt(plan.config.vcpus).as_slice())?;
     let mut mcfg = MCFG::new(OEM, TABLE, REVISION);
-    mcfg.add_ecam(layout::ECAM, 0, 0, u8::MAX);
+    mcfg.add_ecam(layout::ECAM, 0, 0, layout::LAST_BUS);
     let mcfg = put(&bytes(&mcfg))?;
     let mut xsdt = XSDT::new(OEM, TABLE, REVISION);
     for table in [fadt, madt, mcfg] {
@@ -150,7 +150,7 @@ fn dsdt(plan: &MachinePlan) -> Sdt {
     .to_aml_bytes(&mut aml);
 
     let mmio64_end = plan.address_end() - 1;
-    let bus = AddressSpace::<u16>::new_bus_number(0, 255);
+    let bus = AddressSpace::<u16>::new_bus_number(0, u16::from(layout::LAST_BUS));
     let config_ports = aml::IO::new(layout::PCI_CONFIG_PORT, layout::PCI_CONFIG_PORT, 1, 8);
     let mmio32 = AddressSpace::<u32>::new_memory(
         AddressSpaceCacheable::NotCacheable,

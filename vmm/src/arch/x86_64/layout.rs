@@ -5,7 +5,7 @@
 //! 0x0009_fc00  reserved (BIOS data area and the legacy video hole) ─ 0xe_0000 ACPI tables
 //! 0x0010_0000  RAM: kernel from here, initial RAM disk at the top
 //! 0xc000_0000  PCI memory window, 512 MiB; one MiB per slot to begin with
-//! 0xe000_0000  PCI configuration space (ECAM), 256 MiB
+//! 0xe000_0000  PCI configuration space (ECAM), one MiB for the one bus; up to 0xf000_0000 is kept free for more
 //! 0xfec0_0000  IOAPIC      0xfee0_0000  local APICs      0xfffb_c000  KVM's own pages
 //! 0x1_0000_0000  the rest of RAM
 //!     …          64-bit PCI memory window, from the next GiB above RAM
@@ -40,8 +40,10 @@ pub const MMIO32_SIZE: u64 = ECAM - MMIO32;
 pub const SLOT_WINDOW: u64 = 0x10_0000;
 /// PCI Express enhanced configuration space.
 pub const ECAM: u64 = 0xe000_0000;
-/// 256 buses of one MiB.
-pub const ECAM_SIZE: u64 = 0x1000_0000;
+/// The last bus. Linux looks at every slot of every bus the tables promise: each promised in vain costs 64 exits.
+pub const LAST_BUS: u8 = 0;
+/// One MiB for each bus.
+pub const ECAM_SIZE: u64 = (LAST_BUS as u64 + 1) << 20;
 /// The IOAPIC's registers.
 pub const IOAPIC: u32 = 0xfec0_0000;
 /// The local APICs' registers.
