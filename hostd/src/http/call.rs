@@ -77,6 +77,10 @@ impl Call {
 
     /// The JSON body.
     pub fn body<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
+        // serde would take a list for a struct, field by field.
+        if self.json.trim_ascii_start().first() != Some(&b'{') {
+            return Err(bad_request("the body is not a JSON object"));
+        }
         // serde_json's sentences name fields and columns, never the values of strings that were expected.
         serde_json::from_slice(&self.json)
             .map_err(|e| bad_request(format!("the body is not what is expected: {e}")))

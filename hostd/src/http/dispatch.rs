@@ -139,7 +139,15 @@ async fn admit_and_run(
         stream: Mutex::new(stream),
         upgrade,
     };
-    handler(call).await
+    if !endpoint.writes() {
+        return handler(call).await;
+    }
+    // A write is finished even when its caller hangs up: half of one would leave an upload without its record.
+    let span = tracing::Span::current();
+    match tokio::spawn(handler(call).instrument(span)).await {
+        Ok(done) => done,
+        Err(error) => Err(internal("the request could not be finished", &error)),
+    }
 }
 
 fn in_mode(context: &Context, endpoint: &Info) -> Result<(), ApiError> {

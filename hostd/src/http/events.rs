@@ -45,13 +45,7 @@ pub(super) async fn events(call: Call) -> Result<Reply, ApiError> {
         Some(revision) => revision,
         None => call.query("since").unwrap_or_else(|| cluster.revision()),
     };
-    let changes = cluster.changes().since(since).map_err(|too_old| {
-        ApiError::new(
-            ErrorCode::Gone,
-            too_old.to_string(),
-            "list again, then follow events since the list's revision",
-        )
-    })?;
+    let changes = cluster.changes().since(since).map_err(gone)?;
     let live = Live {
         changes: Box::pin(changes),
         ahead: None,
@@ -76,6 +70,14 @@ pub(super) async fn events(call: Call) -> Result<Reply, ApiError> {
         .headers_mut()
         .insert(HeaderName::from_static(REVISION), since.into());
     Ok(Reply::Raw(response))
+}
+
+fn gone(too_old: TooOld) -> ApiError {
+    ApiError::new(
+        ErrorCode::Gone,
+        too_old.to_string(),
+        "list again, then follow events since the list's revision",
+    )
 }
 
 fn last_event_id(call: &Call) -> Result<Option<u64>, ApiError> {
@@ -141,5 +143,18 @@ pub(super) fn still_allowed(cluster: &Cluster, caller: &Caller) -> bool {
                 .token(*token)
                 .is_some_and(|token| now < token.expires_at)
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_forgotten_is_gone() {
+        let changes = crate::watch::Changes::new(10);
+        let refused = changes.since(9).map(drop).map_err(gone).unwrap_err();
+        assert_eq!(refused.code, ErrorCode::Gone);
+        assert!(changes.since(10).is_ok());
     }
 }

@@ -1,0 +1,12 @@
+//! The API over real connections: TLS and the console's socket, a real cluster of one in a temporary folder, real
+//! image files, and fake hands for everything that needs root or KVM.
+
+mod lab;
+mod raw;
+
+mod journey;
+mod refusals;
+mod signing_in;
+mod streams;
+mod transport;
+mod walk;
