@@ -6,7 +6,8 @@ SHELL := bash
 
 CARGO ?= cargo
 TARGET := x86_64-unknown-linux-gnu
-IMAGE := $(CARGO) run --quiet --locked --release -p image --
+# Built with the whole workspace, never alone: another set of features would compile half the tree again.
+IMAGE := target/$(TARGET)/release/image
 # Where downloads and unpacked packages are kept.
 export LQX_CACHE ?= $(CURDIR)/.cache
 
@@ -24,11 +25,11 @@ deps: ## Install the Debian packages that building and testing need (as root; el
 	else echo "Run this first:"; echo "  sudo apt-get install -y --no-install-recommends $${missing[*]}"; exit 1; fi
 
 .PHONY: binaries
-binaries: ## Build hostd, init and lqx for the image
+binaries: ## Build hostd, init, lqx and our tools
 	$(CARGO) build --release --locked --workspace --bins
 
 .PHONY: guest
-guest: ## Make the demonstration guest: dist/guest/
+guest: binaries ## Make the demonstration guest: dist/guest/
 	$(IMAGE) guest
 
 .PHONY: rootfs
@@ -56,7 +57,7 @@ images: binaries ## Make all of these and the demonstration guest, and dist/mani
 	$(IMAGE) all
 
 .PHONY: base-update
-base-update: ## Pin the current versions of the Debian base in image/base/debian.lock
+base-update: binaries ## Pin the current versions of the Debian base in image/base/debian.lock
 	$(IMAGE) base-update
 
 TESTBED := target/$(TARGET)/release/testbed

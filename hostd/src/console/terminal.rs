@@ -14,6 +14,7 @@ use ratatui::Terminal;
 use ratatui::backend::CrosstermBackend;
 use ratatui::crossterm::event::{self as input, Event as Input, KeyEventKind};
 use ratatui::crossterm::terminal::{disable_raw_mode, enable_raw_mode};
+use ratatui::layout::Rect;
 use rustix::fs::{Mode as FileMode, OFlags};
 use rustix::termios::Winsize;
 
@@ -58,7 +59,7 @@ pub fn run(tty: Option<&Path>, socket: &Path) -> Result<(), ConsoleError> {
     }
     enable_raw_mode().map_err(failed)?;
     let mut terminal = Terminal::new(CrosstermBackend::new(io::stdout())).map_err(failed)?;
-    terminal.clear().map_err(failed)?;
+    clear(&mut terminal).map_err(failed)?;
     let outcome = interact(&mut terminal, socket);
     // The terminal may be gone: then nobody sees that it was not restored.
     drop(disable_raw_mode());
@@ -88,6 +89,13 @@ fn take_over(tty: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Clears and draws everything anew. Not `Terminal::clear`: that asks where the cursor is, and a serial line with
+/// nobody at its other end does not answer.
+fn clear(terminal: &mut Terminal<CrosstermBackend<Stdout>>) -> io::Result<()> {
+    let size = terminal.size()?;
+    terminal.resize(Rect::new(0, 0, size.width, size.height))
+}
+
 fn interact(
     terminal: &mut Terminal<CrosstermBackend<Stdout>>,
     socket: &Path,
@@ -113,7 +121,7 @@ fn interact(
                     return Err(ConsoleError::Draw(io::Error::other(why)));
                 }
                 Event::Key(key) if keys::translate(key) == Some(Key::Redraw) => {
-                    terminal.clear().map_err(ConsoleError::Draw)?;
+                    clear(terminal).map_err(ConsoleError::Draw)?;
                 }
                 event => {
                     if let Some(action) = state.on(event)
