@@ -8,7 +8,7 @@
 //!   `/run/hostd.stderr`, bounded, and its last lines are shown if it dies for good. Its children outlive it.
 //! - Signals to PID 1: SIGTERM or SIGUSR2 power off, SIGINT (also Ctrl-Alt-Del) restarts. The power button powers off. `hostd` gets SIGTERM first and may take
 //!   its time to stop guests; then everyone else.
-//! - When `hostd` has blessed the slot it was started from, it creates `/run/lqx/blessed`. Until then a `hostd` that keeps dying makes
+//! - When `hostd` has blessed the slot it was started from, it creates `/run/limiquantix/blessed`. Until then a `hostd` that keeps dying makes
 //!   the machine restart, so that the boot loader's counter leads back to the version before.
 
 mod button;

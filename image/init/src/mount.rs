@@ -89,7 +89,7 @@ const MOUNTS: &[Mount] = &[
 ];
 
 /// Folders that must exist below the memory file systems.
-const FOLDERS: &[&str] = &["/run/lqx", "/run/lock", "/run/log"];
+const FOLDERS: &[&str] = &["/run/limiquantix", "/run/lqx", "/run/lock", "/run/log"];
 
 /// Makes every mount; returns what failed, in words. The log is not there before, so failures are told after.
 pub(crate) fn all() -> Vec<String> {

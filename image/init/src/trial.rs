@@ -6,7 +6,7 @@ use std::path::Path;
 const COUNTED: &str =
     "/sys/firmware/efi/efivars/LoaderBootCountPath-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
 /// Created by `hostd` once it has taken the counter off.
-const BLESSED: &str = "/run/lqx/blessed";
+const BLESSED: &str = "/run/limiquantix/blessed";
 
 /// Restarting leads somewhere only then: the counter goes down each time.
 pub(crate) fn on_trial() -> bool {
