@@ -79,29 +79,17 @@ impl NonBlocking for OpenOptions {
     }
 }
 
-/// Shows why `hostd` does not live.
-pub(crate) fn rescue<'a>(
-    deaths: u32,
-    reason: &str,
-    last_lines: impl Iterator<Item = &'a str>,
-    next: &str,
-) {
+/// Shows what is wrong with `hostd`, the last it wrote, and what comes next: whole sentences.
+pub(crate) fn rescue<'a>(what: &str, last_lines: impl Iterator<Item = &'a str>, next: &str) {
     // Leave the alternate screen, default colours, clear, home: what was there is the picture of a dead program.
     tell(&format!(
         "\x1b[?1049l\x1b[?25h\x1b[0m\x1b[2J\x1b[H{}",
-        rescue_text(deaths, reason, last_lines, next)
+        rescue_text(what, last_lines, next)
     ));
 }
 
-fn rescue_text<'a>(
-    deaths: u32,
-    reason: &str,
-    last_lines: impl Iterator<Item = &'a str>,
-    next: &str,
-) -> String {
-    let mut text = format!(
-        "limiquantix: the host daemon does not stay up\n\n  It was started {deaths} times and ended each time. Last time {reason}.\n\n"
-    );
+fn rescue_text<'a>(what: &str, last_lines: impl Iterator<Item = &'a str>, next: &str) -> String {
+    let mut text = format!("limiquantix: the host daemon is not well\n\n  {what}\n\n");
     let mut lines = last_lines.map(printable).peekable();
     if lines.peek().is_some() {
         text += "  The last it wrote:\n";
@@ -111,7 +99,7 @@ fn rescue_text<'a>(
     } else {
         text += "  It wrote nothing.\n";
     }
-    text += &format!("\n  {next}\n  Guests that are running go on.\n\n");
+    text += &format!("\n  {next}\n\n");
     text
 }
 
@@ -132,19 +120,15 @@ mod tests {
 
     #[test]
     fn the_rescue_text_says_why_in_words_and_carries_no_escape_sequences() {
-        let text = rescue_text(
-            5,
-            "it ended with exit status 1",
-            ["Error: no state", "\x1b[2Jevil"].into_iter(),
-            "It is tried again in 2 seconds.",
-        );
-        let expected = "limiquantix: the host daemon does not stay up\n\n  It was started 5 times and ended each time. Last time it ended with exit status 1.\n\n  \
-                        The last it wrote:\n    Error: no state\n    [2Jevil\n\n  It is tried again in 2 seconds.\n  Guests that are running go on.\n\n";
+        let lines = ["Error: no state", "\x1b[2Jevil"].into_iter();
+        let text = rescue_text("It died.", lines, "It is tried again in 2 seconds.");
+        let expected = "limiquantix: the host daemon is not well\n\n  It died.\n\n  The last it wrote:\n    \
+                        Error: no state\n    [2Jevil\n\n  It is tried again in 2 seconds.\n\n";
         assert_eq!(text, expected);
     }
 
     #[test]
     fn a_silent_death_is_told_as_such() {
-        assert!(rescue_text(5, "x", [].into_iter(), "y").contains("It wrote nothing."));
+        assert!(rescue_text("x", [].into_iter(), "y").contains("It wrote nothing."));
     }
 }

@@ -8,8 +8,8 @@
 //!   `/run/hostd.stderr`, bounded, and its last lines are shown if it dies for good. Its children outlive it.
 //! - Signals to PID 1: SIGTERM or SIGUSR2 power off, SIGINT (also Ctrl-Alt-Del) restarts. The power button powers off. `hostd` gets SIGTERM first and may take
 //!   its time to stop guests; then everyone else.
-//! - When `hostd` has blessed the slot it was started from, it creates `/run/limiquantix/blessed`. Until then a `hostd` that keeps dying makes
-//!   the machine restart, so that the boot loader's counter leads back to the version before.
+//! - When `hostd` has blessed the slot it was started from, it creates `/run/limiquantix/blessed`. Until then a `hostd` that keeps dying, or
+//!   is not healthy after ten minutes, makes the machine restart, so that the boot loader's counter leads back to the version before.
 
 mod button;
 mod console;
@@ -84,6 +84,13 @@ fn run(hostd: &mut Hostd, supervisor: &mut Supervisor) -> Ending {
             }
         }
 
+        if begin.elapsed() >= trial::LENGTH && trial::on_trial() {
+            let what = "It runs, but has not found itself healthy in ten minutes.";
+            console::rescue(what, hostd.last_lines(), LEFT);
+            std::thread::sleep(Duration::from_secs(10));
+            return Ending::Restart;
+        }
+
         let mut sources = vec![signals.fd(), hostd.output()];
         sources.extend(uevents.fd());
         sources.extend(buttons.fds());
@@ -133,6 +140,10 @@ fn settle(loader: &mut Loader, uevents: &Uevents) {
     loader.report();
 }
 
+/// What is told when a version is given up.
+const LEFT: &str = "This version has never been healthy: the machine restarts in 10 seconds, and the boot loader goes back to the \
+                    one before after its tries are used up.";
+
 /// Tells about a death of `hostd`, and says whether the machine shall end because of it.
 fn judge(verdict: Verdict, reason: &str, hostd: &Hostd) -> Option<Ending> {
     match verdict {
@@ -153,14 +164,16 @@ fn judge(verdict: Verdict, reason: &str, hostd: &Hostd) -> Option<Ending> {
             );
             let give_up = deaths >= supervise::DEATHS_UNTIL_SLOT_IS_LEFT && trial::on_trial();
             let next = if give_up {
-                "This version has never been healthy: the machine restarts in 10 seconds, and the boot loader goes back to the one before after its tries are used up.".to_owned()
+                LEFT.to_owned()
             } else {
                 format!(
-                    "It is tried again in {:.1} seconds. Ctrl-Alt-Del restarts the machine.",
+                    "It is tried again in {:.1} seconds. Guests that are running go on. Ctrl-Alt-Del restarts the machine.",
                     after.as_secs_f32()
                 )
             };
-            console::rescue(deaths, reason, hostd.last_lines(), &next);
+            let what =
+                format!("It was started {deaths} times and ended each time: last time {reason}.");
+            console::rescue(&what, hostd.last_lines(), &next);
             if give_up {
                 std::thread::sleep(Duration::from_secs(10));
                 return Some(Ending::Restart);

@@ -141,10 +141,7 @@ mod tests {
     #[test]
     fn only_file_systems_on_devices_are_taken_off() {
         let mounts = "none / rootfs ro 0 0\nproc /proc proc rw 0 0\n/dev/vda2 /run/lqx/state ext4 rw 0 0\n/dev/loop0 /mnt/a\\040b vfat ro 0 0\ntmpfs /run tmpfs rw 0 0\n";
-        assert_eq!(
-            places_with_data(mounts),
-            ["/run/lqx/state", "/mnt/a b"]
-        );
+        assert_eq!(places_with_data(mounts), ["/run/lqx/state", "/mnt/a b"]);
     }
 
     #[test]

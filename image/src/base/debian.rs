@@ -129,8 +129,12 @@ fn unpack(paths: &Paths, lock: &Lock, name: &str, roles: &[Role]) -> Result<Unpa
             work.path(),
             std::os::unix::fs::PermissionsExt::from_mode(0o755),
         )?;
-        let done = work.keep();
-        fs::rename(&done, &root).with_context(|| format!("putting {} in place", root.display()))?;
+        // Another build may have put the same there meanwhile; then ours goes.
+        if let Err(error) = fs::rename(work.path(), &root)
+            && !root.is_dir()
+        {
+            return Err(error).with_context(|| format!("putting {} in place", root.display()));
+        }
     }
     let kernel_version = one_kernel(&root)?;
     let vmlinuz = root.join(format!("boot/vmlinuz-{kernel_version}"));

@@ -14,7 +14,11 @@ use super::mirror::Mirrors;
 use crate::paths::Paths;
 use crate::tool::{run, tool};
 
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+/// Debian's archive keys, as releases before and after 13 name the file.
+const KEYRINGS: [&str; 2] = [
+    "/usr/share/keyrings/debian-archive-keyring.gpg",
+    "/usr/share/keyrings/debian-archive-keyring.pgp",
+];
 
 /// `debian.toml`.
 #[derive(Debug, Deserialize)]
@@ -68,11 +72,12 @@ struct PrivateApt {
 
 impl PrivateApt {
     fn new(dir: &Path, suite: &str, mirrors: &Mirrors, sources: Sources) -> Result<Self> {
-        if !Path::new(KEYRING).exists() {
+        let Some(keyring) = KEYRINGS.iter().find(|file| Path::new(file).exists()) else {
             bail!(
-                "{KEYRING} is not there (package debian-archive-keyring): Debian's signatures cannot be checked without it"
+                "{} is not there (package debian-archive-keyring): Debian's signatures cannot be checked without it",
+                KEYRINGS[0]
             );
-        }
+        };
         for sub in [
             "etc/apt.conf.d",
             "etc/preferences.d",
@@ -84,16 +89,16 @@ impl PrivateApt {
             fs::create_dir_all(dir.join(sub))?;
         }
         let mut list = format!(
-            "deb [signed-by={KEYRING}] {} {suite} main\n",
+            "deb [signed-by={keyring}] {} {suite} main\n",
             mirrors.debian
         );
         if sources == Sources::WithSecurity {
             list += &format!(
-                "deb [signed-by={KEYRING}] {} {suite}-updates main\n",
+                "deb [signed-by={keyring}] {} {suite}-updates main\n",
                 mirrors.debian
             );
             list += &format!(
-                "deb [signed-by={KEYRING}] {} {suite}-security main\n",
+                "deb [signed-by={keyring}] {} {suite}-security main\n",
                 mirrors.security
             );
         }
