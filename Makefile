@@ -75,6 +75,16 @@ quick: ## Run the tests that need neither KVM nor QEMU nor root
 	$(CARGO) build --quiet --locked --workspace --bin testbed
 	target/$(TARGET)/debug/testbed test unit
 
+.PHONY: check
+check: ## Format, lints, licences and bans, stale generated files: no network, no lab
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) test --quiet --workspace --locked --test tidy --test openapi
+
+.PHONY: verify
+verify: ## Exactly what has to hold before anything lands
+	.ci/run
+
 .PHONY: test-kvm
 test-kvm: deps images ## Run the tests that need /dev/kvm, in a guest that has it
 	$(TESTBED) test kvm

@@ -21,8 +21,7 @@ use crate::rootfs::{self, Recipe, Rootfs};
 
 /// What the kernel is told. Why: both consoles; no chatter on a serial line; a panic restarts, so that boot counting goes on; emulated machines
 /// under load fail the timer check; the security modules the jails use.
-pub const COMMAND_LINE: &str =
-    "console=tty0 console=ttyS0,115200 quiet panic=10 no_timer_check lsm=landlock,lockdown,yama";
+pub const COMMAND_LINE: &str = "console=tty0 console=ttyS0,115200 loglevel=3 panic=10 no_timer_check lsm=landlock,lockdown,yama";
 
 /// Our sections begin on pages, as the stub's do.
 const PAGE: usize = 4096;

@@ -356,7 +356,10 @@ mod tests {
         };
         state.on(Event::Install(status.clone()));
         let message = state.message.take().unwrap();
-        assert!(message.contains("Check failed: vda is not blank"), "{message}");
+        assert!(
+            message.contains("Check failed: vda is not blank"),
+            "{message}"
+        );
         state.on(Event::Install(status));
         assert_eq!(state.message, None);
     }
