@@ -12,11 +12,13 @@ mod guest;
 
 use std::fs::File;
 use std::io::{BufRead, Read};
+use std::os::fd::IntoRawFd;
 use std::time::Duration;
 
 use guest::code::Code;
 use guest::initramfs::{self, POWER_OFF, RESTART, one_shot};
 use guest::{Guest, Spec, file, kernels, kernels_with_modules, kvm};
+use vmm::config::DiskConfig;
 use vmm::control::{Answer, Event, ExitReason, Operation, RefusalCode, State};
 
 const MARKER: &str = "lqx-guest-is-up\n";
@@ -234,6 +236,56 @@ fn what_is_no_kernel_is_an_error_with_a_reason() {
         panic!("{reason:?}")
     };
     assert!(message.contains("not a bootable kernel"), "{message}");
+}
+
+/// What a guest writes where it should not can end the guest, never the process: no panic, no forbidden system call (which
+/// would kill this test), and the machine still answers afterwards or says why it has ended.
+#[test]
+fn a_guest_that_pokes_at_random_hurts_only_itself() {
+    for seed in [1u64, 0x5eed_5eed_5eed, 0xdead_beef_0000] {
+        let Some(kvm) = kvm() else { return };
+        let disk = file(&[0; 1 << 20]);
+        let disk = DiskConfig {
+            id: "d".into(),
+            fd: disk.into_raw_fd(),
+            read_only: false,
+            serial: "s".into(),
+        };
+        let (slot1, slot2) = (0xe000_8000, 0xe001_0000);
+        // Memory decoding and bus mastering on; then capabilities, BARs, the devices' own registers, empty places.
+        let mut code = Code::new().store(slot1 + 4, 6).store(slot2 + 4, 6);
+        for (round, width) in (1u64..).zip([4, 1, 2, 4, 8]) {
+            let seed = seed * round;
+            code = code
+                .poke(0xc010_0000, 0x3f, width, 2000, seed)
+                .poke(0xc010_0000, 0x7fff, width, 2000, seed)
+                .poke(0xc020_0000, 0x7fff, width, 2000, seed)
+                .poke(0xe000_8010, 0xff, width, 500, seed)
+                .poke(0xe000_0000, 0x1_ffff, width, 500, seed)
+                .poke(0xc000_0000, 0x1fff_ffff, width, 500, seed)
+                .poke(0xe000_0000, 0x0fff_ffff, width, 500, seed);
+        }
+        let code = code.print("survived").echo();
+        let spec = Spec {
+            disks: vec![disk],
+            rng: true,
+            ..Spec::program(&code.bzimage())
+        };
+        let mut guest = Guest::start(kvm, spec);
+        while guest.is_alive() && !guest.output_now().contains("survived") {}
+        if guest.is_alive() {
+            assert!(guest.metric("pci_unanswered_accesses_total") > 0);
+            guest.ask(Operation::Stop).unwrap();
+        }
+        let (reason, _) = guest.wait_end();
+        println!("seed {seed:#x}: {reason:?}");
+        // A device that was told to write over the guest's program may have crashed it.
+        let expected = matches!(reason, ExitReason::Stopped | ExitReason::TripleFault);
+        assert!(
+            expected || format!("{reason:?}").contains("KVM internal error"),
+            "{reason:?}"
+        );
+    }
 }
 
 #[test]

@@ -94,6 +94,39 @@ impl Code {
             .push(&[0x66, 0xba, 0xf8, 0x03, 0xec, 0xee, 0xeb, 0xef])
     }
 
+    /// Writes pseudo-random numbers of `width` bytes to pseudo-random places in `base..=base + mask`, and reads them back.
+    pub fn poke(self, base: u32, mask: u32, width: u8, times: u32, seed: u64) -> Self {
+        let (store, load): (&[u8], &[u8]) = match width {
+            1 => (&[0x88, 0x10], &[0x8a, 0x10]),
+            2 => (&[0x66, 0x89, 0x10], &[0x66, 0x8b, 0x10]),
+            4 => (&[0x89, 0x10], &[0x8b, 0x10]),
+            _ => (&[0x48, 0x89, 0x10], &[0x48, 0x8b, 0x10]),
+        };
+        let code = self
+            .push(&[0x48, 0xbb])
+            .push(&(seed | 1).to_le_bytes())
+            .push(&[0xb9])
+            .push(&times.to_le_bytes());
+        let start = code.0.len();
+        // xorshift64 in rbx
+        let code = code
+            .push(&[0x48, 0x89, 0xd8, 0x48, 0xc1, 0xe0, 13, 0x48, 0x31, 0xc3])
+            .push(&[0x48, 0x89, 0xd8, 0x48, 0xc1, 0xe8, 7, 0x48, 0x31, 0xc3])
+            .push(&[0x48, 0x89, 0xd8, 0x48, 0xc1, 0xe0, 17, 0x48, 0x31, 0xc3])
+            // eax = (rbx & mask) + base; rdx = rbx >> 32
+            .push(&[0x89, 0xd8, 0x25])
+            .push(&mask.to_le_bytes())
+            .push(&[0x05])
+            .push(&base.to_le_bytes())
+            .push(&[0x48, 0x89, 0xda, 0x48, 0xc1, 0xea, 32])
+            .push(store)
+            .push(load)
+            // dec ecx; jnz start
+            .push(&[0xff, 0xc9, 0x0f, 0x85]);
+        let back = start as i64 - (code.0.len() as i64 + 4);
+        code.push(&(back as i32).to_le_bytes())
+    }
+
     /// Spins for ever without leaving the guest.
     pub fn spin(self) -> Self {
         self.push(&[0xeb, 0xfe])

@@ -271,6 +271,19 @@ impl Guest {
         &self.output
     }
 
+    /// The output until now; waits a moment for more.
+    pub fn output_now(&mut self) -> &str {
+        self.serial
+            .set_read_timeout(Some(Duration::from_millis(50)))
+            .unwrap();
+        let mut chunk = [0; 4096];
+        if let Ok(count) = self.serial.read(&mut chunk) {
+            self.output += &String::from_utf8_lossy(&chunk[..count]);
+        }
+        self.serial.set_read_timeout(Some(PATIENCE)).unwrap();
+        &self.output
+    }
+
     /// Reads COM1 for a while that must bring nothing.
     pub fn assert_silent(&mut self, during: Duration) {
         self.serial.set_read_timeout(Some(during)).unwrap();
