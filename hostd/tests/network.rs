@@ -1,7 +1,7 @@
 //! Bridges, taps and DHCP on a real kernel, each test in a network namespace of its own. Needs root.
 #![allow(clippy::unwrap_used, clippy::panic)]
-// UNSAFETY: entering a namespace is an unsafe call in rustix, because it changes what the thread sees.
-#![allow(unsafe_code)]
+
+mod common;
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use api::ids::NetworkId;
+use common::in_namespace;
 use dhcproto::v4::{DhcpOption, Message, MessageType, OptionCode};
 use dhcproto::{Decodable, Decoder, Encodable};
 use futures_util::future::BoxFuture;
@@ -19,27 +20,6 @@ use hostd::network::bridge::BridgeLinks;
 use hostd::network::netlink::Netlink;
 use hostd::network::{Guest, HostAddress, Links, NetworkPlan, PlanKind};
 use hostd_state::networks::Subnet;
-
-/// Runs a test in a network namespace of its own, or says why not.
-fn in_namespace(test: impl AsyncFnOnce() + Send + 'static) {
-    if !rustix::process::geteuid().is_root() {
-        return println!("skipped: not root");
-    }
-    let thread = std::thread::spawn(move || {
-        // SAFETY: the thread is new and shares nothing that depends on its network namespace.
-        if let Err(errno) =
-            unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }
-        {
-            return println!("skipped: no network namespaces: {errno}");
-        }
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-        runtime.block_on(test());
-    });
-    thread.join().unwrap();
-}
 
 fn isolated(network: NetworkId, guests: Vec<Guest>) -> NetworkPlan {
     let subnet = Subnet::parse("10.77.0.0/24").unwrap();

@@ -1,60 +1,26 @@
 //! Reconcilers over a bare state and fake hands: they converge from any start, and twice is once.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use std::sync::{Arc, Mutex};
+mod common;
+
+use std::sync::Arc;
 use std::time::Duration;
 
-use api::hosts::Inventory;
 use api::ids::{HostId, ImageId, NetworkId, TaskId, VmId, VolumeId};
 use api::images::{ImageCreate, ImageKind};
-use api::names::{Name, Ref};
+use api::names::Ref;
 use api::networks::{NetworkCreate, NetworkKind, NetworkPhase};
 use api::tasks::TaskPhase;
 use api::units::{Mib, Millis};
 use api::vms::{BootSpec, DiskSpec, NicSpec, OnCrash, VmCreate, VmExit, VmPhase};
 use api::volumes::{VolumeCreate, VolumePhase};
-use hostd::cluster::ProposeError;
+use common::{Alone, host, name};
 use hostd::fake::{self, FakeHands};
 use hostd::reconcile::{Agreed, once};
 use hostd::storage::{Images, Stored, Volumes};
 use hostd::vms::{HaveVm, Launcher, Phase};
-use hostd_state::{Command, Fault, Meta, Outcome, State, invariants};
+use hostd_state::{Command, Fault, State};
 use tokio::sync::watch;
-
-/// Agreement without a cluster: commands are applied at once.
-#[derive(Clone)]
-struct Alone {
-    state: Arc<Mutex<State>>,
-    told: watch::Sender<u64>,
-}
-
-impl Alone {
-    fn apply(&self, command: Command) -> Outcome {
-        let shown = format!("{command:?}");
-        let mut state = self.state.lock().unwrap();
-        let revision = state.revision() + 1;
-        let applied = state.apply(revision, &Meta::host(Millis::now()), &command);
-        let wrong = invariants::violations(&state);
-        assert!(wrong.is_empty(), "after {shown}: {wrong:?}");
-        self.told.send_replace(revision);
-        applied
-            .unwrap_or_else(|refused| panic!("{shown}: {refused}"))
-            .outcome
-    }
-}
-
-impl Agreed for Alone {
-    fn read<R>(&self, look: impl FnOnce(&State) -> R) -> R {
-        look(&self.state.lock().unwrap())
-    }
-    async fn report(&self, command: Command) -> Result<(), ProposeError> {
-        self.apply(command);
-        Ok(())
-    }
-    fn watch(&self) -> watch::Receiver<u64> {
-        self.told.subscribe()
-    }
-}
 
 struct World {
     agreed: Alone,
@@ -66,10 +32,6 @@ struct World {
     vm: VmId,
 }
 
-fn name(text: &str) -> Name {
-    text.parse().unwrap()
-}
-
 impl World {
     /// A host with a kernel image, and records of a network, a volume and a VM on both; nothing is made yet.
     fn new() -> Self {
@@ -77,33 +39,14 @@ impl World {
     }
 
     fn with(on_crash: OnCrash) -> Self {
-        let agreed = Alone {
-            state: Arc::default(),
-            told: watch::Sender::new(0),
-        };
-        let (host, kernel, network, volume, vm) = (
-            HostId::mint(),
+        let agreed = Alone::default();
+        let host = host(&agreed);
+        let (kernel, network, volume, vm) = (
             ImageId::mint(),
             NetworkId::mint(),
             VolumeId::mint(),
             VmId::mint(),
         );
-        agreed.apply(Command::HostRegister {
-            host,
-            name: name("alpha"),
-            version: "1".into(),
-            inventory: Inventory {
-                memory: Mib(4096),
-                cpus: 2,
-                kvm: true,
-                ..Inventory::default()
-            },
-            fingerprint: "f".repeat(64),
-        });
-        agreed.apply(Command::HostBooted {
-            host,
-            boot_id: "boot".into(),
-        });
         let spec = ImageCreate {
             name: name("kernel"),
             kind: ImageKind::Kernel,

@@ -27,7 +27,6 @@ use crate::host::{filesystems, inventory, time, update};
 use crate::http::tls::{HostNames, TlsIdentity};
 use crate::http::{self, Context, ServerConfig, SystemApi};
 use crate::metrics::Metrics;
-use crate::network::HostAddress;
 use crate::network::address::{Management, ManagementState};
 use crate::network::bridge::BridgeLinks;
 use crate::reconcile::{Hands, Reconcilers};
@@ -76,7 +75,7 @@ pub(super) async fn run(base: &Base, install: &Install) -> Result<()> {
     register(base, &config, &cluster, &tls).await?;
 
     let links =
-        BridgeLinks::open(Arc::new(Address(management.clone()))).context("opening the network")?;
+        BridgeLinks::open(Arc::new(management.clone())).context("opening the network")?;
     let supervisors =
         Supervisors::start(LaunchConfig::appliance()).context("starting the VM supervisors")?;
     let volumes = FileVolumes::open_pool(Path::new(DATA)).context("opening the volumes")?;
@@ -233,18 +232,6 @@ async fn bless(roots: crate::host::Roots, install: Install) {
             warn!(error = %crate::report::chain(&error), "this version could not be marked as good");
         }
         Err(error) => warn!(%error, "marking this version as good did not end"),
-    }
-}
-
-/// [`HostAddress`] on the management address.
-struct Address(Management);
-
-impl HostAddress for Address {
-    fn move_to<'a>(&'a self, _from: &'a str, to: &'a str) -> BoxFuture<'a, Result<(), String>> {
-        Box::pin(async move {
-            let moved = self.0.move_to(to).await;
-            moved.map_err(|error| error.to_string())
-        })
     }
 }
 

@@ -8,6 +8,7 @@ use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use api::ids::VmId;
 use rustix::fs::{Mode, OFlags};
@@ -18,6 +19,10 @@ const OVERHEAD_MIB: u64 = 96;
 const OVERHEAD_SHARE: u64 = 50;
 /// Threads besides vCPUs: event loop, disk and network workers, io_uring's own.
 const THREADS_BESIDES_VCPUS: u64 = 128;
+
+/// How often, and how far apart, a cgroup that is still busy is tried to be removed.
+const REMOVE_TRIES: u32 = 20;
+const REMOVE_PAUSE: Duration = Duration::from_millis(50);
 
 /// What a VM may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,10 +122,11 @@ impl Cgroups {
         lines.any(|(event, count)| event == "oom_kill" && count != "0")
     }
 
-    /// Ends whatever still runs in a VM's cgroup and removes it. Absent is fine.
+    /// Ends whatever still runs in a VM's cgroup and removes it. Absent is fine. Blocks for up to a second: the kernel
+    /// takes its time with the last threads, its own included, that worked for the VM.
     ///
     /// # Errors
-    /// [`io::ErrorKind::ResourceBusy`] below when its processes are not gone yet; try again.
+    /// What the kernel said; try again.
     pub fn remove(&self, vm: VmId) -> Result<(), CgroupError> {
         let path = self.path(vm);
         if !path.exists() {
@@ -128,10 +134,19 @@ impl Cgroups {
         }
         let kill = path.join("cgroup.kill");
         fs::write(&kill, "1").map_err(failed("write", &kill))?;
-        match fs::remove_dir(&path) {
-            Ok(()) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(failed("remove", &path)(error)),
+        let mut tries = 1;
+        loop {
+            match fs::remove_dir(&path) {
+                Ok(()) => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                Err(error)
+                    if error.kind() == io::ErrorKind::ResourceBusy && tries < REMOVE_TRIES =>
+                {
+                    tries += 1;
+                    std::thread::sleep(REMOVE_PAUSE);
+                }
+                Err(error) => return Err(failed("remove", &path)(error)),
+            }
         }
     }
 }
