@@ -89,6 +89,10 @@ pub async fn serve(config: ServerConfig) -> Result<(), TlsError> {
         limits,
         shutdown,
     } = config;
+    if context.setup_done() {
+        // Made anew at each start, before it is known whether anybody still needs it.
+        context.auth.setup_token.spend();
+    }
     let server = Server {
         router: routes::router(context.clone(), shutdown.clone()),
         limits,

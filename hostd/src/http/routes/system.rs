@@ -1,5 +1,7 @@
 //! This host itself.
 
+use std::sync::LazyLock;
+
 use api::ApiError;
 use api::endpoints::List;
 use api::system::{Health, LogLine, Mode, NetworkSettings, PowerAction, PowerRequest};
@@ -28,9 +30,11 @@ pub(super) async fn health_get(call: Call) -> Result<Reply, ApiError> {
 }
 
 pub(super) async fn openapi_get(_: Call) -> Result<Reply, ApiError> {
+    // Anybody may ask for it: it is made once.
+    static DOCUMENT: LazyLock<String> = LazyLock::new(api::openapi::text);
     Ok(Reply::Text {
         content_type: "application/json",
-        body: api::openapi::text(),
+        body: DOCUMENT.clone(),
     })
 }
 
