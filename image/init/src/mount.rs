@@ -129,6 +129,12 @@ pub(crate) fn all() -> Vec<String> {
     ] {
         let _ = rustix::fs::symlinkat(target, CWD, link);
     }
+    // Also said on the command line; but a boot loader over the net may have put its own in that one's place, and without this a panic
+    // would stop boot counting for good.
+    let panic = "/proc/sys/kernel/panic";
+    if fs::read_to_string(panic).is_ok_and(|seconds| seconds.trim() == "0") {
+        let _ = fs::write(panic, "10");
+    }
     // What children's groups may be limited by.
     for controller in ["+cpu", "+cpuset", "+io", "+memory", "+pids", "+hugetlb"] {
         let _ = fs::write("/sys/fs/cgroup/cgroup.subtree_control", controller);
