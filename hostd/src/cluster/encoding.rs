@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::types::{
-    Entry, LogId, Member, Membership, Proposal, SnapshotMeta, StoredMembership, Vote,
+    Batch, Entry, LogId, Member, Membership, Proposal, SnapshotMeta, StoredMembership, Vote,
 };
 
 const FORMAT: u8 = b'1';
@@ -51,10 +51,16 @@ struct StoredMembers {
 }
 
 #[derive(Serialize, Deserialize)]
+struct StoredCommand {
+    meta: Meta,
+    command: Command,
+}
+
+#[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum StoredPayload {
     Blank,
-    Command { meta: Meta, command: Command },
+    Commands(Vec<StoredCommand>),
     Members(StoredMembers),
 }
 
@@ -152,10 +158,13 @@ pub(super) fn vote_decode(bytes: &[u8]) -> Result<Vote, DecodeError> {
 pub(super) fn entry_encode(entry: &Entry) -> Result<Vec<u8>, serde_json::Error> {
     let payload = match &entry.payload {
         EntryPayload::Blank => StoredPayload::Blank,
-        EntryPayload::Normal(proposal) => StoredPayload::Command {
-            meta: proposal.meta.clone(),
-            command: proposal.command.clone(),
-        },
+        EntryPayload::Normal(batch) => {
+            let stored = |proposal: &Proposal| StoredCommand {
+                meta: proposal.meta.clone(),
+                command: proposal.command.clone(),
+            };
+            StoredPayload::Commands(batch.0.iter().map(stored).collect())
+        }
         EntryPayload::Membership(membership) => StoredPayload::Members(membership.into()),
     };
     encode(&StoredEntry {
@@ -168,8 +177,12 @@ pub(super) fn entry_decode(bytes: &[u8]) -> Result<Entry, DecodeError> {
     let stored: StoredEntry = decode(bytes)?;
     let payload = match stored.payload {
         StoredPayload::Blank => EntryPayload::Blank,
-        StoredPayload::Command { meta, command } => {
-            EntryPayload::Normal(Proposal { meta, command })
+        StoredPayload::Commands(commands) => {
+            let proposal = |stored: StoredCommand| Proposal {
+                meta: stored.meta,
+                command: stored.command,
+            };
+            EntryPayload::Normal(Batch(commands.into_iter().map(proposal).collect()))
         }
         StoredPayload::Members(members) => EntryPayload::Membership(members.into()),
     };
@@ -214,12 +227,12 @@ mod tests {
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         let entry = Entry {
             log_id: id(7),
-            payload: EntryPayload::Normal(Proposal {
+            payload: EntryPayload::Normal(Batch(vec![Proposal {
                 meta: Meta::host(api::units::Millis(5)),
                 command: Command::AuditNote,
-            }),
+            }])),
         };
-        expect![[r#"1{"id":{"term":3,"leader":"00000000-0000-0000-0000-000000000001","index":7},"payload":{"command":{"meta":{"at":5},"command":{"command":"audit_note"}}}}"#]]
+        expect![[r#"1{"id":{"term":3,"leader":"00000000-0000-0000-0000-000000000001","index":7},"payload":{"commands":[{"meta":{"at":5},"command":{"command":"audit_note"}}]}}"#]]
             .assert_eq(&text(entry_encode(&entry).unwrap()));
         let voters = vec![BTreeSet::from([Member::from(1)])];
         let members = Entry {

@@ -12,8 +12,8 @@ use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 
 use super::snapshots::{SnapshotFileError, Snapshots};
 use super::types::{
-    Answer, Entry, LogId, Snapshot, SnapshotMeta, StorageError, StorageIoError, StoredMembership,
-    TypeConfig,
+    Answer, Entry, Judged, LogId, Proposal, Snapshot, SnapshotMeta, StorageError, StorageIoError,
+    StoredMembership, TypeConfig,
 };
 use crate::watch::Changes;
 
@@ -61,32 +61,39 @@ impl Machine {
     }
 
     fn apply_one(&mut self, entry: Entry) -> Answer {
-        let revision = entry.log_id.index;
-        let mut changes = Vec::new();
-        let answer = {
-            let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-            match entry.payload {
-                EntryPayload::Normal(proposal) => {
-                    let judged = state.apply(revision, &proposal.meta, &proposal.command);
-                    Answer(Some(judged.map(|applied| {
-                        changes = applied.changes;
-                        applied.outcome
-                    })))
-                }
-                EntryPayload::Membership(members) => {
-                    state.skip(revision);
-                    self.members = StoredMembership::new(Some(entry.log_id), members);
-                    Answer(None)
-                }
-                EntryPayload::Blank => {
-                    state.skip(revision);
-                    Answer(None)
-                }
-            }
-        };
         self.applied = Some(entry.log_id);
+        match entry.payload {
+            EntryPayload::Normal(batch) => Answer(
+                batch
+                    .0
+                    .into_iter()
+                    .map(|proposal| self.judge(proposal))
+                    .collect(),
+            ),
+            EntryPayload::Membership(members) => {
+                self.members = StoredMembership::new(Some(entry.log_id), members);
+                Answer(Vec::new())
+            }
+            EntryPayload::Blank => Answer(Vec::new()),
+        }
+    }
+
+    /// The commands of all batches, in order, number the revisions: the same on all hosts and after every restart.
+    fn judge(&mut self, proposal: Proposal) -> Judged {
+        let (revision, judged) = {
+            let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+            let revision = state.revision() + 1;
+            (
+                revision,
+                state.apply(revision, &proposal.meta, &proposal.command),
+            )
+        };
+        let (changes, outcome) = match judged {
+            Ok(applied) => (applied.changes, Ok(applied.outcome)),
+            Err(refused) => (Vec::new(), Err(refused)),
+        };
         self.changes.push(revision, changes);
-        answer
+        (revision, outcome)
     }
 }
 

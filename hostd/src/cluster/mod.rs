@@ -28,7 +28,7 @@ use api::{ApiError, ErrorCode};
 use hostd_state::{Command, Meta, Outcome, Refused, State};
 use tokio::sync::{Semaphore, watch};
 
-use self::node::Node;
+use self::node::{Node, Parts};
 use self::types::Proposal;
 use crate::watch::Changes;
 
@@ -116,12 +116,16 @@ impl Cluster {
     /// When this returns, the state has everything that was ever acknowledged here.
     pub async fn start(config: ClusterConfig) -> Result<Self, StartError> {
         let (node, parts) = Node::start(&config).await?;
-        Ok(Self {
+        Ok(Self::of(node, parts))
+    }
+
+    fn of(node: Node, parts: Parts) -> Self {
+        Self {
             node,
             state: parts.state,
             changes: parts.changes,
             proposals: Arc::new(Semaphore::new(PROPOSALS_MAX)),
-        })
+        }
     }
 
     /// Has a command agreed on and applied here. Gives its revision and outcome; both are on the disk.
@@ -133,13 +137,8 @@ impl Cluster {
         let _permit = self.proposals.try_acquire().map_err(|_| {
             ProposeError::Unavailable(format!("{PROPOSALS_MAX} commands are under way already"))
         })?;
-        let (revision, answer) = self.node.propose(Proposal { meta, command }).await?;
-        match answer.0 {
-            Some(judged) => Ok((revision, judged?)),
-            None => Err(ProposeError::Unavailable(
-                "the command was not judged".to_owned(),
-            )),
-        }
+        let (revision, judged) = self.node.propose(Proposal { meta, command }).await?;
+        Ok((revision, judged?))
     }
 
     /// Looks at the state. Keep it short: commands wait meanwhile.

@@ -7,19 +7,21 @@ use std::time::Duration;
 
 use openraft::error::{ClientWriteError, Fatal, RaftError};
 use openraft::{BasicNode, Config, ServerState, SnapshotPolicy};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::log::{Log, OpenLogError};
 use super::machine::Machine;
 use super::snapshots::{SnapshotFileError, Snapshots};
 use super::transport::Alone;
-use super::types::{Member, Proposal, Raft};
+use super::types::{Batch, Judged, Member, Proposal, Raft};
 use super::{ClusterConfig, ProposeError};
 
 /// A snapshot after so many entries: what a restart replays, at most.
 const SNAPSHOT_EVERY: u64 = 5000;
 /// Entries kept below a snapshot, for followers that are a little behind.
 const KEPT_BELOW_SNAPSHOT: u64 = 1000;
+/// Most proposals in one entry of the log.
+const BATCH_MAX: usize = 256;
 /// Longest wait for a decision.
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -53,6 +55,7 @@ pub enum StartError {
 #[derive(Clone)]
 pub(super) struct Node {
     raft: Raft,
+    proposals: mpsc::Sender<Waiting>,
     fatal: watch::Receiver<Option<String>>,
     closed: watch::Receiver<()>,
 }
@@ -71,6 +74,15 @@ impl Node {
             .await
             .map_err(|error| StartError::Raft(error.to_string()))?;
         let (log, machine) = opened?;
+        Self::run(config, log, machine).await
+    }
+
+    /// Takes part with this log and this state.
+    pub(super) async fn run(
+        config: &ClusterConfig,
+        log: Log,
+        machine: Machine,
+    ) -> Result<(Self, Parts), StartError> {
         let parts = Parts {
             state: machine.state(),
             changes: machine.changes(),
@@ -82,8 +94,12 @@ impl Node {
         let raft = raft
             .await
             .map_err(|error| StartError::Raft(error.to_string()))?;
+        let fatal = watch_over(&raft);
+        let (proposals, gathered) = mpsc::channel(BATCH_MAX);
+        tokio::spawn(gather(raft.clone(), fatal.clone(), gathered));
         let node = Self {
-            fatal: watch_over(&raft),
+            proposals,
+            fatal,
             raft,
             closed,
         };
@@ -132,32 +148,15 @@ impl Node {
     }
 
     /// Has a proposal agreed on and applied here.
-    pub(super) async fn propose(
-        &self,
-        proposal: Proposal,
-    ) -> Result<(u64, super::types::Answer), ProposeError> {
-        let written = tokio::time::timeout(PROPOSE_TIMEOUT, self.raft.client_write(proposal));
-        match written.await {
+    pub(super) async fn propose(&self, proposal: Proposal) -> Result<Judged, ProposeError> {
+        let (answer, told) = oneshot::channel();
+        let gone = || ProposeError::Unavailable("the cluster has ended here".to_owned());
+        let sent = self.proposals.send(Waiting { proposal, answer }).await;
+        sent.map_err(|_| gone())?;
+        match tokio::time::timeout(PROPOSE_TIMEOUT, told).await {
             Err(_) => Err(ProposeError::Timeout),
-            Ok(Ok(response)) => Ok((response.log_id.index, response.data)),
-            Ok(Err(RaftError::Fatal(Fatal::StorageError(error)))) => {
-                Err(ProposeError::Storage(error.to_string()))
-            }
-            Ok(Err(RaftError::Fatal(error))) => Err(self.gone(&error)),
-            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => Err(
-                ProposeError::Unavailable("this host does not lead".to_owned()),
-            ),
-            Ok(Err(RaftError::APIError(error))) => {
-                Err(ProposeError::Unavailable(error.to_string()))
-            }
-        }
-    }
-
-    /// Raft has stopped while a proposal was under way: nobody knows whether it was written.
-    fn gone(&self, error: &Fatal<Member>) -> ProposeError {
-        match self.fatal.borrow().as_ref() {
-            Some(reason) => ProposeError::Storage(reason.clone()),
-            None => ProposeError::Unavailable(error.to_string()),
+            Ok(Err(_)) => Err(gone()),
+            Ok(Ok(answer)) => answer,
         }
     }
 
@@ -194,6 +193,57 @@ impl Node {
         if tokio::time::timeout(CLOSE_TIMEOUT, closing).await.is_err() {
             tracing::warn!("the log is still open");
         }
+    }
+}
+
+/// A proposal, and who waits for its answer.
+struct Waiting {
+    proposal: Proposal,
+    answer: oneshot::Sender<Result<Judged, ProposeError>>,
+}
+
+/// Proposes what has gathered while the batch before was written, until nobody can propose any more.
+async fn gather(
+    raft: Raft,
+    fatal: watch::Receiver<Option<String>>,
+    mut proposals: mpsc::Receiver<Waiting>,
+) {
+    let mut gathered = Vec::with_capacity(BATCH_MAX);
+    while proposals.recv_many(&mut gathered, BATCH_MAX).await > 0 {
+        let (batch, answers): (Vec<_>, Vec<_>) =
+            gathered.drain(..).map(|w| (w.proposal, w.answer)).unzip();
+        match raft.client_write(Batch(batch)).await {
+            Ok(response) => {
+                for (answer, judged) in answers.into_iter().zip(response.data.0) {
+                    // Whoever does not wait any more does not want to know.
+                    let _ = answer.send(Ok(judged));
+                }
+            }
+            Err(error) => {
+                let error = why(error, &fatal);
+                for answer in answers {
+                    let _ = answer.send(Err(error.clone()));
+                }
+            }
+        }
+    }
+}
+
+fn why(
+    error: RaftError<Member, ClientWriteError<Member, BasicNode>>,
+    failed: &watch::Receiver<Option<String>>,
+) -> ProposeError {
+    match error {
+        RaftError::Fatal(Fatal::StorageError(error)) => ProposeError::Storage(error.to_string()),
+        // Raft has stopped meanwhile: by itself, or because it was told to.
+        RaftError::Fatal(error) => match failed.borrow().as_ref() {
+            Some(reason) => ProposeError::Storage(reason.clone()),
+            None => ProposeError::Unavailable(error.to_string()),
+        },
+        RaftError::APIError(ClientWriteError::ForwardToLeader(_)) => {
+            ProposeError::Unavailable("this host does not lead".to_owned())
+        }
+        RaftError::APIError(error) => ProposeError::Unavailable(error.to_string()),
     }
 }
 

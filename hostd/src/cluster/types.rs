@@ -15,9 +15,17 @@ pub(super) struct Proposal {
     pub(super) command: Command,
 }
 
-/// What became of it; `None` for entries that are no commands.
+/// What one entry of the log carries: all proposals that had gathered while the entry before was written. openraft
+/// 0.9 writes one entry after the other, so this is where one fsync serves many.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Answer(pub(super) Option<Result<Outcome, Refused>>);
+pub(super) struct Batch(pub(super) Vec<Proposal>);
+
+/// What became of one proposal, and at which revision.
+pub(super) type Judged = (u64, Result<Outcome, Refused>);
+
+/// What became of each proposal of a batch; nothing for entries that carry none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Answer(pub(super) Vec<Judged>);
 
 /// A voter or learner: a host. openraft wants a default, which is nobody.
 #[derive(
@@ -46,7 +54,7 @@ impl fmt::Display for Member {
 
 openraft::declare_raft_types!(
     pub(super) TypeConfig:
-        D = Proposal,
+        D = Batch,
         R = Answer,
         NodeId = Member,
         Node = openraft::BasicNode,

@@ -87,7 +87,7 @@ pub struct RequestRecord {
 impl State {
     /// Carries out one command, or refuses it and changes nothing but the audit ring.
     ///
-    /// `revision` is the command's place in the log and larger than any before. A refused command's audit record
+    /// `revision` is the command's place in the order of all commands, and larger than any before. A refused command's audit record
     /// is kept but not announced as a change.
     pub fn apply(
         &mut self,
@@ -110,7 +110,7 @@ impl State {
         judged.map(|outcome| Applied { outcome, changes })
     }
 
-    /// The log moved on by an entry that is no command (Raft's own).
+    /// The revision moves on without a command.
     pub fn skip(&mut self, revision: u64) {
         self.revision = self.revision.max(revision);
     }

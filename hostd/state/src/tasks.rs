@@ -109,21 +109,20 @@ impl Step<'_> {
 
     /// Forgets ended tasks that are old or too many, those that ended first first.
     fn tasks_sweep(&mut self) {
-        let mut ended: Vec<(Millis, TaskId)> = self
-            .state
-            .tasks
-            .values()
-            .filter_map(|task| Some((task.ended_at?, task.id)))
-            .collect();
-        ended.sort_unstable();
-        let over = ended.len().saturating_sub(ENDED_MAX);
         let now = self.at.0;
         let old = |ended_at: Millis| now.saturating_sub(ended_at.0) > ENDED_KEEP.0;
-        for (at, (ended_at, id)) in ended.into_iter().enumerate() {
-            if at < over || old(ended_at) {
-                self.state.tasks.remove(&id);
-                self.changed(Noun::Task, id.0, ChangeOp::Deleted);
+        loop {
+            let tasks = self.state.tasks.values();
+            let ended = tasks.filter_map(|task| Some((task.ended_at?, task.id)));
+            let (count, first) = ended.fold((0, None), |(count, first), next| {
+                (count + 1, Some(first.map_or(next, |first| next.min(first))))
+            });
+            let Some((ended_at, id)) = first else { return };
+            if count <= ENDED_MAX && !old(ended_at) {
+                return;
             }
+            self.state.tasks.remove(&id);
+            self.changed(Noun::Task, id.0, ChangeOp::Deleted);
         }
     }
 }

@@ -10,7 +10,8 @@ use proptest::prelude::*;
 fn replay(log: &[(Meta, Command)]) -> Vec<u8> {
     let mut state = State::default();
     for (at, (meta, command)) in log.iter().enumerate() {
-        let _ = state.apply(at as u64 + 1, meta, command);
+        let command = any::at(&state, command.clone());
+        let _ = state.apply(at as u64 + 1, meta, &command);
     }
     snapshot::encode(&state).unwrap()
 }

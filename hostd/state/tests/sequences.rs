@@ -59,6 +59,7 @@ proptest! {
         let mut world = World::default();
         for (meta, command) in sequence {
             let before = views(&world.state);
+            let command = any::at(&world.state, command);
             // Checks the invariants, and that a refusal changes nothing.
             let applied = world.apply_with(meta, command.clone());
             let after = views(&world.state);
@@ -97,10 +98,67 @@ proptest! {
                 prop_assert_eq!(&restored, &straight);
             }
             let revision = straight.revision() + 1;
+            let command = any::at(&straight, command);
             let one = straight.apply(revision, &meta, &command);
             let other = restored.apply(revision, &meta, &command);
             prop_assert_eq!(one, other);
         }
         prop_assert_eq!(snapshot::encode(&restored).unwrap(), snapshot::encode(&straight).unwrap());
     }
+}
+
+/// A property that is only ever tried on refusals says nothing.
+#[test]
+fn the_sequences_reach_every_phase() {
+    use proptest::strategy::ValueTree;
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let mut reached: BTreeMap<String, u32> = BTreeMap::new();
+    let (mut carried_out, mut refused) = (0u32, 0u32);
+    for _ in 0..200 {
+        let sequence = any::sequence().new_tree(&mut runner).unwrap().current();
+        let mut state = State::default();
+        for (meta, command) in sequence {
+            let command = any::at(&state, command);
+            match state.apply(state.revision() + 1, &meta, &command) {
+                Ok(_) => carried_out += 1,
+                Err(_) => refused += 1,
+            }
+            for vm in state.vms() {
+                *reached.entry(format!("vm {:?}", vm.phase)).or_default() += 1;
+                if vm.restart_after_stop {
+                    *reached.entry("vm reboots".into()).or_default() += 1;
+                }
+                if vm.generation > 1 {
+                    *reached.entry("vm was up before".into()).or_default() += 1;
+                }
+            }
+            for volume in state.volumes() {
+                let used = state.volume_view(volume).attached_to.is_some();
+                let key = format!("volume {:?}, attached {used}", volume.phase);
+                *reached.entry(key).or_default() += 1;
+            }
+        }
+    }
+    for key in [
+        "vm Stopped",
+        "vm Starting",
+        "vm Running",
+        "vm Paused",
+        "vm Stopping",
+        "vm Failed",
+        "vm Deleting",
+        "vm reboots",
+        "vm was up before",
+        "volume Ready, attached true",
+        "volume Deleting, attached false",
+    ] {
+        assert!(
+            reached.contains_key(key),
+            "never reached: {key} of {reached:?}"
+        );
+    }
+    assert!(
+        carried_out > refused / 4,
+        "{carried_out} carried out, {refused} refused"
+    );
 }

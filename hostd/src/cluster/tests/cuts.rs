@@ -13,7 +13,7 @@ use openraft::{CommittedLeaderId, EntryPayload};
 use redb::StorageBackend;
 
 use crate::cluster::log::Log;
-use crate::cluster::types::{Entry, LogId, Member, Proposal, Vote};
+use crate::cluster::types::{Batch, Entry, LogId, Member, Proposal, Vote};
 use crate::cluster::writer::WriteError;
 
 /// A disk with a volatile cache: what was written since the last sync may be there after a cut, or not, in any mixture.
@@ -91,9 +91,9 @@ impl Dice {
 
 /// The disk, and after how many changes the power fails.
 #[derive(Clone)]
-struct Backend {
+pub(super) struct Backend {
     disk: Arc<Mutex<Disk>>,
-    left: Arc<AtomicUsize>,
+    pub(super) left: Arc<AtomicUsize>,
 }
 
 impl fmt::Debug for Backend {
@@ -103,7 +103,7 @@ impl fmt::Debug for Backend {
 }
 
 impl Backend {
-    fn new(bytes: Vec<u8>, left: usize) -> Self {
+    pub(super) fn new(bytes: Vec<u8>, left: usize) -> Self {
         let disk = Disk {
             durable: bytes,
             volatile: Vec::new(),
@@ -168,7 +168,7 @@ impl StorageBackend for Backend {
     }
 }
 
-fn open(backend: Backend) -> Option<Log> {
+pub(super) fn open(backend: Backend) -> Option<Log> {
     // Small regions: the simulated disk is copied often.
     let db = redb::Builder::new()
         .set_cache_size(1 << 20)
@@ -184,10 +184,10 @@ fn log_id(term: u64, index: u64) -> LogId {
 fn entry(term: u64, index: u64) -> Entry {
     Entry {
         log_id: log_id(term, index),
-        payload: EntryPayload::Normal(Proposal {
+        payload: EntryPayload::Normal(Batch(vec![Proposal {
             meta: Meta::host(Millis(index)),
             command: Command::AuditNote,
-        }),
+        }])),
     }
 }
 

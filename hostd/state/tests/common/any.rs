@@ -153,7 +153,7 @@ fn vm_command() -> impl Strategy<Value = Command> {
         1 => (vm(), task()).prop_map(|(vm, task)| Command::VmKill { vm, task }),
         2 => (vm(), task()).prop_map(move |(vm, task)| Command::VmReboot { vm, task, deadline }),
         1 => (vm(), task()).prop_map(|(vm, task)| Command::VmDelete { vm, task }),
-        8 => (vm(), 0u64..4, vm_report())
+        10 => (vm(), prop_oneof![9 => Just(CURRENT), 1 => 0u64..4], vm_report())
             .prop_map(|(vm, generation, report)| Command::VmObserved { vm, generation, report }),
         1 => vm().prop_map(|vm| Command::VmRemoved { vm }),
     ]
@@ -296,6 +296,25 @@ fn meta() -> impl Strategy<Value = Meta> {
     })
 }
 
+/// Stands for the VM's generation at that time.
+const CURRENT: u64 = u64::MAX;
+
+/// The command with the generation that its reporter would know.
+pub fn at(state: &hostd_state::State, command: Command) -> Command {
+    match command {
+        Command::VmObserved {
+            vm,
+            generation: CURRENT,
+            report,
+        } => Command::VmObserved {
+            vm,
+            generation: state.vm(vm).map_or(1, |vm| vm.generation),
+            report,
+        },
+        command => command,
+    }
+}
+
 /// Something to begin with, so that most of what follows is not refused, then anything.
 pub fn sequence() -> impl Strategy<Value = Vec<(Meta, Command)>> {
     let furnish = vec![
@@ -322,9 +341,64 @@ pub fn sequence() -> impl Strategy<Value = Vec<(Meta, Command)>> {
             },
         ),
     ];
+    let web = VmId(Uuid::from_u128(1 << 32));
+    let root = VolumeId(Uuid::from_u128(2 << 32));
+    let rest = [
+        Command::VolumeCreate {
+            volume: root,
+            task: TaskId(Uuid::from_u128(2)),
+            host: common::HOST,
+            spec: VolumeCreate {
+                name: name("a"),
+                size: Mib(1),
+                from_image: None,
+            },
+        },
+        Command::VolumeObserved {
+            volume: root,
+            report: Report::Ready,
+        },
+        Command::VmCreate {
+            vm: web,
+            host: common::HOST,
+            spec: VmCreate {
+                disks: vec![DiskSpec {
+                    volume: Ref::Id(root.0),
+                    read_only: false,
+                }],
+                ..plain("a")
+            },
+            macs: vec![],
+        },
+        Command::VmCreate {
+            vm: VmId(Uuid::from_u128(1 << 32 | 1)),
+            host: common::HOST,
+            spec: plain("b"),
+            macs: vec![],
+        },
+    ];
+    let mut furnish = furnish;
+    furnish.extend(rest.map(|command| (Meta::host(Millis(4)), command)));
     prop::collection::vec((meta(), command()), 0..120).prop_map(move |rest| {
         let mut all = furnish.clone();
         all.extend(rest);
         all
     })
+}
+
+fn plain(text: &str) -> VmCreate {
+    VmCreate {
+        name: name(text),
+        memory: Mib(600),
+        vcpus: 1,
+        boot: BootSpec::Kernel {
+            kernel: Ref::Id(Uuid::from_u128(3 << 32)),
+            initrd: None,
+            cmdline: String::new(),
+        },
+        disks: vec![],
+        nics: vec![],
+        on_crash: OnCrash::Restart,
+        autostart: true,
+    }
 }

@@ -1,5 +1,6 @@
 //! A small world to try commands in: readable ids, a clock that steps, invariants checked after every command.
 #![allow(dead_code)] // each test binary uses its part
+#![allow(clippy::panic, clippy::unwrap_used)] // tests
 
 use api::hosts::Inventory;
 use api::ids::*;
