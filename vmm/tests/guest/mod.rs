@@ -5,6 +5,8 @@
 
 pub mod code;
 pub mod initramfs;
+pub mod shell;
+pub mod tap;
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
