@@ -80,6 +80,10 @@ impl Ring {
             message.truncate(end);
             message.push('…');
         }
+        // A line is a line, and nobody's file name moves the cursor of the console.
+        if message.contains(char::is_control) {
+            message = message.replace(char::is_control, " ");
+        }
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let seq = inner.next;
         inner.next += 1;
@@ -198,6 +202,13 @@ mod tests {
         assert_eq!(ring.since(0, 2).len(), 2);
         assert_eq!(ring.tail(1)[0].message, "9");
         assert_eq!(*ring.watch().borrow(), 10);
+    }
+
+    #[test]
+    fn a_line_stays_a_line() {
+        let ring = Ring::new(3);
+        ring.push(Level::WARN, "a\nb\u{1b}[2Jc".to_owned());
+        assert_eq!(ring.tail(1)[0].message, "a b [2Jc");
     }
 
     #[test]

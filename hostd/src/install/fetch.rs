@@ -144,3 +144,71 @@ pub fn hex(bytes: &[u8]) -> String {
         text
     })
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Answers every request with this, and promises 10 bytes more than it sends when the status says so.
+    pub(crate) async fn serve(status: &str, body: Vec<u8>) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/x?y=1", listener.local_addr().unwrap());
+        let short = status.contains("short");
+        let len = body.len() + if short { 10 } else { 0 };
+        let head = format!("HTTP/1.1 {status}\r\nContent-Length: {len}\r\n\r\n");
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut asked = [0; 1024];
+                let len = stream.read(&mut asked).await.unwrap();
+                assert!(asked[..len].starts_with(b"GET /x?y=1 HTTP/1.1\r\n"));
+                let _ = stream.write_all(head.as_bytes()).await;
+                let _ = stream.write_all(&body).await;
+            }
+        });
+        url
+    }
+
+    async fn get(url: &str, sha256: Option<&str>) -> Result<Vec<u8>, FetchError> {
+        let mut bytes = Vec::new();
+        fetch(url, sha256, 1000, &mut bytes).await.map(|_| bytes)
+    }
+
+    #[tokio::test]
+    async fn exactly_the_promised_bytes_or_a_reason() {
+        let body = b"[install]".to_vec();
+        let good = hex(&Sha256::digest(&body));
+        let url = serve("200 OK", body.clone()).await;
+        assert_eq!(get(&url, None).await.unwrap(), body);
+        assert_eq!(get(&url, Some(&good.to_uppercase())).await.unwrap(), body);
+        let wrong = get(&url, Some("00")).await.unwrap_err();
+        assert!(matches!(wrong, FetchError::Checksum { .. }) && !wrong.is_temporary());
+        let gone = get(&serve("404 Not Found", vec![]).await, None)
+            .await
+            .unwrap_err();
+        assert!(matches!(gone, FetchError::Status(_)) && !gone.is_temporary());
+        let moved = get(&serve("302 Found", vec![]).await, None)
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(moved, FetchError::Status(_)),
+            "redirects are not followed"
+        );
+        let long = get(&serve("200 OK", vec![0; 1001]).await, None)
+            .await
+            .unwrap_err();
+        assert!(matches!(long, FetchError::TooLong(1000)));
+        let short = get(&serve("200 short", body).await, None)
+            .await
+            .unwrap_err();
+        assert!(matches!(short, FetchError::Http(_)) && short.is_temporary());
+        let https = get("https://192.0.2.1/seed", None).await.unwrap_err();
+        assert!(https.to_string().contains("not implemented"));
+        assert!(matches!(
+            get("seed.toml", None).await,
+            Err(FetchError::Url(_))
+        ));
+    }
+}

@@ -26,6 +26,7 @@ pub mod uki;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use api::error::{ApiError, ErrorCode};
 use api::ids::HostId;
@@ -57,6 +58,9 @@ use crate::report::chain;
 
 /// The boot loader, in the image.
 pub const LOADER: &str = "/usr/lib/limiquantix/systemd-bootx64.efi";
+/// How long a seed's disk and the medium may take to appear, and how often it is looked for them.
+const MEDIA_WAIT: Duration = Duration::from_secs(15);
+const MEDIA_POLL: Duration = Duration::from_millis(500);
 /// Longest UKI taken from a URL.
 const UKI_LEN_MAX: u64 = 512 << 20;
 
@@ -166,7 +170,20 @@ impl Installer {
 
     /// Installs as a seed says and waits for the end.
     pub async fn unattended(&self, seed: Seed) -> Result<(), ApiError> {
-        self.start(seed.into_request()).await?;
+        let request = seed.into_request();
+        let until = tokio::time::Instant::now() + MEDIA_WAIT;
+        loop {
+            match self.start(request.clone()).await {
+                // Disk or medium: USB takes its time after power-on, and here nobody presses a key again.
+                Err(error)
+                    if error.code == ErrorCode::NotFound && tokio::time::Instant::now() < until =>
+                {
+                    tracing::info!(cause = %error.message, "not there yet");
+                    tokio::time::sleep(MEDIA_POLL).await;
+                }
+                started => break started?,
+            }
+        }
         let mut phase = self.watch();
         let ended = phase
             .wait_for(|phase| matches!(phase, InstallPhase::Done | InstallPhase::Failed { .. }))
@@ -480,3 +497,6 @@ async fn blocking<T: Send + 'static>(
             ))
         })
 }
+
+#[cfg(test)]
+mod tests;

@@ -122,29 +122,35 @@ impl Work<'_> {
         let failed = |source| StepError::Disk("write the partition table", source);
         let table = &self.plan.table;
         let rendered = render(table, self.plan.disk_len).map_err(failed)?;
-        // Where MBR, header and our entries lie; one write makes or unmakes the table.
-        let core = usize::try_from(table.sector * 3).map_or(4096, |len| len.max(4096));
+        // MBR and header: the sectors that make or unmake a table.
+        let front = usize::try_from(table.sector * 2).map_err(|_| StepError::Plan)?;
         let mark_at = usize::try_from(MARK_OFFSET).map_err(|_| StepError::Plan)?;
         let zeros = vec![0; MIB as usize];
+        let tail = self.plan.disk_len - MIB;
         let put = |at: u64, bytes: &[u8]| self.disk.write_at(at, bytes).map_err(failed);
         let sync = || self.disk.sync().map_err(failed);
-        // Everything in the first MiB but the table's core and a mark from an earlier try, which stays until the
-        // new one takes its place: at each moment the disk is either what it was or known as interrupted.
-        put(core as u64, &zeros[core..mark_at])?;
-        put(MARK_OFFSET + 512, &zeros[mark_at + 512..])?;
+        // Off with the old: header, then the rest, and a mark from an earlier try stays until the new one takes its
+        // place. With the header gone but the second copy there, that copy speaks for the disk; it goes before what
+        // it points to. So at each moment the disk is what it was, or known as interrupted, or says nothing.
+        put(0, &zeros[..front])?;
         sync()?;
-        put(0, &zeros[..core])?;
+        put(front as u64, &zeros[front..mark_at])?;
+        put(MARK_OFFSET + 512, &zeros[mark_at + 512..])?;
         sync()?;
         put(MARK_OFFSET, &mark(table.disk))?;
         sync()?;
-        put(self.plan.disk_len - MIB, &zeros)?;
+        put(tail, &zeros)?;
+        sync()?;
         for partition in &table.partitions {
             put(partition.start, &zeros)?;
         }
         sync()?;
-        put(self.plan.disk_len - MIB, &rendered.tail)?;
+        // On with the new: second copy, entries, header.
+        put(tail, &rendered.tail)?;
         sync()?;
-        put(0, &rendered.head[..core])?;
+        put(front as u64, &rendered.head[front..mark_at])?;
+        sync()?;
+        put(0, &rendered.head[..front])?;
         sync()
     }
 
@@ -158,6 +164,9 @@ impl Work<'_> {
         self.run(
             "mkfs.vfat",
             &[
+                // On a whole disk, where it would rather not; and no table of its own in the boot sector.
+                "-I",
+                "--mbr=n",
                 "-F",
                 "32",
                 "-S",
@@ -191,7 +200,8 @@ impl Work<'_> {
         content: Option<&str>,
     ) -> Result<(), StepError> {
         let journal = format!("size={journal_mib}");
-        let extended = format!("offset={},lazy_itable_init=1", partition.start);
+        // Nothing outside of the partition is to be discarded, by whatever version of mke2fs.
+        let extended = format!("offset={},lazy_itable_init=1,nodiscard", partition.start);
         let id = partition.id.to_string();
         let path = self.path()?;
         let kib = format!("{}k", partition.len / 1024);

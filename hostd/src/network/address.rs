@@ -180,8 +180,6 @@ struct Wanted {
     settings: NetworkSettings,
     /// What is told to the DHCP server, so that people find the host in its list.
     hostname: Option<String>,
-    /// The bridge, as somebody has just said; the links' own word counts later.
-    interface: Option<String>,
     /// Another value each time: the same settings again still mean "now".
     poke: u64,
 }
@@ -206,7 +204,6 @@ impl Management {
         let wanted = watch::Sender::new(Wanted {
             settings,
             hostname,
-            interface: None,
             poke: 0,
         });
         let (report, state) = watch::channel(ManagementState::default());
@@ -242,21 +239,21 @@ impl Management {
         validate(&settings)?;
         self.wanted.send_modify(|wanted| {
             wanted.settings = settings;
-            wanted.interface = None;
             wanted.poke += 1;
         });
         Ok(())
     }
 
     /// The NIC is now a port of this bridge (or no longer, and this is the NIC): takes the address there, and
-    /// returns when it is. With no address yet it is only remembered.
+    /// returns when it is. An interface that has nothing to do with our NIC, or no address yet: nothing to wait for.
     pub async fn move_to(&self, interface: &str) -> Result<(), MoveError> {
-        let had_address = self.state.borrow().address.is_some();
-        self.wanted.send_modify(|wanted| {
-            wanted.interface = Some(interface.to_owned());
-            wanted.poke += 1;
-        });
-        if !had_address {
+        let now = self.state();
+        let concerned = now
+            .nic
+            .as_deref()
+            .is_some_and(|nic| carrier_of(nic) == interface);
+        self.wanted.send_modify(|wanted| wanted.poke += 1);
+        if now.address.is_none() || !concerned {
             return Ok(());
         }
         let mut state = self.state.clone();
@@ -271,6 +268,15 @@ impl Management {
             }),
         }
     }
+}
+
+/// Where the addresses of a NIC belong: on the bridge it is a port of, else on itself.
+fn carrier_of(nic: &str) -> String {
+    let link = std::fs::read_link(Path::new("/sys/class/net").join(nic).join("master"));
+    let bridge = link
+        .ok()
+        .and_then(|path| Some(path.file_name()?.to_str()?.to_owned()));
+    bridge.unwrap_or_else(|| nic.to_owned())
 }
 
 struct Task {
@@ -341,7 +347,11 @@ impl Task {
         }
         self.report.send_modify(|state| {
             state.nic = Some(nic.name.clone());
-            state.interface = Some(on.name.clone());
+            // Up only where the address is.
+            if state.interface.as_deref() != Some(&on.name) {
+                state.interface = Some(on.name.clone());
+                state.phase = Phase::Asking;
+            }
         });
         match fixed(&wanted.settings) {
             Err(error) => Ok(Again::Later(error.message)),
@@ -374,7 +384,7 @@ impl Task {
             let with_link: Vec<&&Link> = nics.iter().filter(|nic| nic.has_carrier).collect();
             if !with_link.is_empty() {
                 let nic = (*with_link[self.skip % with_link.len()]).clone();
-                let on = self.interface_of(wanted, &nic, &links).clone();
+                let on = interface_of(&nic, &links).clone();
                 if !on.is_up {
                     self.kernel.set_up(&on).await?;
                 }
@@ -392,16 +402,6 @@ impl Task {
             }
             sleep(LOOK_EVERY / 4).await;
         }
-    }
-
-    /// The bridge that the NIC is a port of, else the NIC.
-    fn interface_of<'a>(&self, wanted: &Wanted, nic: &'a Link, links: &'a [Link]) -> &'a Link {
-        let named = wanted.interface.as_ref();
-        let named = named.and_then(|name| links.iter().find(|link| link.name == *name));
-        let controller = nic.controller;
-        let bridge = controller.and_then(|index| links.iter().find(|link| link.index == index));
-        // What the kernel says counts: an address on a port is deaf.
-        bridge.or(named).unwrap_or(nic)
     }
 
     async fn lease_and_hold(
@@ -536,7 +536,7 @@ impl Task {
                 self.lease = None;
                 return Ok(Again::Now);
             };
-            let interface = self.interface_of(wanted, same, &links);
+            let interface = interface_of(same, &links);
             if interface.index != on.index || !interface.is_up {
                 return Ok(Again::Now);
             }
@@ -552,6 +552,13 @@ impl Task {
             }
         }
     }
+}
+
+/// The bridge that the NIC is a port of, else the NIC: an address on a port is deaf.
+fn interface_of<'a>(nic: &'a Link, links: &'a [Link]) -> &'a Link {
+    let bridge = nic.controller;
+    let bridge = bridge.and_then(|index| links.iter().find(|link| link.index == index));
+    bridge.unwrap_or(nic)
 }
 
 fn write_resolv_conf(path: &Path, servers: &[Ipv4Addr]) -> std::io::Result<()> {
