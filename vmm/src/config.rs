@@ -41,7 +41,7 @@ pub struct VmmConfig {
     pub control_fd: i32,
     /// A listening unix stream socket; each connection is a view of COM1.
     pub serial_fd: i32,
-    /// A regular file, rewritten with one JSON [`crate::control::Status`] at every change, so that a daemon that was
+    /// A regular file, rewritten with one JSON [`crate::control::Status`] (and blanks) at every change, so that a daemon that was
     /// away learns how the machine ended.
     pub status_fd: i32,
 }

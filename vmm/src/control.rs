@@ -146,14 +146,9 @@ pub struct Status {
 }
 
 impl Status {
-    /// Reads a status file: its first line. What follows is what a longer, older one has left.
+    /// Reads a status file: one JSON document, followed by blanks.
     pub fn from_file(content: &[u8]) -> Result<Self, serde_json::Error> {
-        serde_json::from_slice(
-            content
-                .split(|byte| *byte == b'\n')
-                .next()
-                .unwrap_or(content),
-        )
+        serde_json::from_slice(content)
     }
 }
 

@@ -97,7 +97,6 @@ const MAIN: &[Call] = &[
     (libc::SYS_sendto, Always),
     // The status file.
     (libc::SYS_pwrite64, Always),
-    (libc::SYS_ftruncate, Always),
     // Waiting for vCPU threads to end.
     (libc::SYS_clock_nanosleep, Always),
     (libc::SYS_nanosleep, Always),

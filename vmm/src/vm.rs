@@ -13,7 +13,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,8 @@ use crate::fds;
 use crate::machine::MachinePlan;
 use crate::seccomp::{self, ThreadKind};
 
+/// What is left in a status file beyond this is not ours to blank.
+const STATUS_MAX_BYTES: usize = 64 << 10;
 /// How long a pause may take: a vCPU can be inside a device's lock, never longer than that device's slowest step.
 const PAUSE_WITHIN: Duration = Duration::from_secs(5);
 /// How long the last words may take to reach slow readers.
@@ -94,8 +96,14 @@ impl ExitSignal {
 pub fn run(config: VmmConfig) -> ExitReason {
     let started = Instant::now();
     let name = config.name.clone();
-    let status = match fds::take("the status file", config.status_fd) {
-        Ok(fd) => StatusFile(File::from(fd)),
+    let taken = fds::take("the status file", config.status_fd);
+    let status = match taken.map(|fd| StatusFile::new(File::from(fd))) {
+        Ok(Ok(status)) => status,
+        Ok(Err(error)) => {
+            return ExitReason::Error {
+                message: format!("could not use the status file: {error}"),
+            };
+        }
         Err(error) => {
             return ExitReason::Error {
                 message: chain(&error),
@@ -127,16 +135,32 @@ fn chain(error: &dyn std::error::Error) -> String {
         .join(": ")
 }
 
-/// The status file, always one JSON line in front.
-struct StatusFile(File);
+/// The status file: always one JSON document, padded with blanks to the length of the longest so far.
+struct StatusFile {
+    file: File,
+    length: AtomicUsize,
+}
 
 impl StatusFile {
+    fn new(file: File) -> io::Result<Self> {
+        let length = usize::try_from(file.metadata()?.len())
+            .unwrap_or(0)
+            .min(STATUS_MAX_BYTES);
+        Ok(Self {
+            file,
+            length: AtomicUsize::new(length),
+        })
+    }
+
+    /// One write over all there was, and no truncation: whoever reads at any moment, or after a crash at any moment, finds
+    /// the old document or the new one.
     fn write(&self, status: &Status) -> io::Result<()> {
-        let mut line = serde_json::to_vec(status)?;
-        line.push(b'\n');
-        // One write, so that a reader sees the old line or the new one; then away with what an older, longer one left.
-        self.0.write_all_at(&line, 0)?;
-        self.0.set_len(line.len() as u64)
+        let mut document = serde_json::to_vec(status)?;
+        let length = self.length.load(Ordering::Relaxed).max(document.len() + 1);
+        document.resize(length - 1, b' ');
+        document.push(b'\n');
+        self.length.store(length, Ordering::Relaxed);
+        self.file.write_all_at(&document, 0)
     }
 }
 
@@ -367,26 +391,28 @@ mod tests {
     }
 
     #[test]
-    fn the_status_file_holds_one_line_even_after_a_longer_one() {
+    fn the_status_file_is_one_document_even_over_a_longer_one() {
         let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[b'x'; 700], 0).unwrap();
+        let status = StatusFile::new(file.try_clone().unwrap()).unwrap();
         let told = Teller {
             name: "web".into(),
             started: Instant::now(),
-            status: StatusFile(file.try_clone().unwrap()),
+            status,
         };
-        let message = "x".repeat(500);
-        told.tell(State::Exited, Some(ExitReason::Error { message }));
-        told.tell(State::Running, None);
-        let mut content = vec![0; 4096];
-        let len = file.read_at(&mut content, 0).unwrap();
-        assert_eq!(
-            content[..len].iter().filter(|byte| **byte == b'\n').count(),
-            1
-        );
-        assert_eq!(
-            Status::from_file(&content[..len]).unwrap().state,
-            State::Running
-        );
+        let message = "x".repeat(900);
+        for (state, exit) in [
+            (State::Building, None),
+            (State::Exited, Some(ExitReason::Error { message })),
+            (State::Running, None),
+        ] {
+            told.tell(state, exit.clone());
+            let mut content = vec![0; 4096];
+            let len = file.read_at(&mut content, 0).unwrap();
+            let read: Status = serde_json::from_slice(&content[..len]).unwrap();
+            assert_eq!((read.state, read.exit), (state, exit));
+            assert_eq!(Status::from_file(&content[..len]).unwrap().state, state);
+        }
     }
 
     #[test]

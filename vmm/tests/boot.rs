@@ -159,6 +159,25 @@ fn a_paused_guest_stands_still_and_a_resumed_one_goes_on() {
 }
 
 #[test]
+fn a_paused_guest_can_be_stopped_and_reset() {
+    for (op, reason) in [
+        (Operation::Stop, ExitReason::Stopped),
+        (Operation::Reset, ExitReason::GuestReset),
+    ] {
+        let Some(kvm) = kvm() else { return };
+        let spec = Spec {
+            vcpus: 2,
+            ..Spec::program(&Code::new().print("up").spin().bzimage())
+        };
+        let mut guest = Guest::start(kvm, spec);
+        guest.wait_output("up");
+        guest.ask(Operation::Pause).unwrap();
+        guest.ask(op).unwrap();
+        assert_eq!(guest.wait_end().0, reason);
+    }
+}
+
+#[test]
 fn a_guest_that_never_exits_can_be_paused_reset_and_stopped_with_any_number_of_vcpus() {
     for (vcpus, op, reason) in [
         (1, Operation::Stop, ExitReason::Stopped),
