@@ -74,8 +74,7 @@ pub(super) async fn run(base: &Base, install: &Install) -> Result<()> {
     .context("starting the cluster")?;
     register(base, &config, &cluster, &tls).await?;
 
-    let links =
-        BridgeLinks::open(Arc::new(management.clone())).context("opening the network")?;
+    let links = BridgeLinks::open(Arc::new(management.clone())).context("opening the network")?;
     let supervisors =
         Supervisors::start(LaunchConfig::appliance()).context("starting the VM supervisors")?;
     let volumes = FileVolumes::open_pool(Path::new(DATA)).context("opening the volumes")?;

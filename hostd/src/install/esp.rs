@@ -343,6 +343,6 @@ fn raw_entry(short: &[u8; 11], attribute: u8, first: u32, len: u32) -> [u8; 32] 
     raw
 }
 
-fn disk_as_read<'a>(disk: &'a dyn Disk) -> &'a dyn ReadAt {
+fn disk_as_read(disk: &dyn Disk) -> &dyn ReadAt {
     disk
 }

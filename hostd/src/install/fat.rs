@@ -261,7 +261,11 @@ impl<'a> Fat<'a> {
             Width::Twelve => {
                 let pair = self.table.get(at * 3 / 2..at * 3 / 2 + 2).ok_or(out)?;
                 let both = u16::from_le_bytes([pair[0], pair[1]]);
-                u32::from(if at % 2 == 0 { both & 0xfff } else { both >> 4 })
+                u32::from(if at.is_multiple_of(2) {
+                    both & 0xfff
+                } else {
+                    both >> 4
+                })
             }
             Width::Sixteen => u32::from(u16_at(self.table.get(at * 2..at * 2 + 2).ok_or(out)?, 0)),
             Width::ThirtyTwo => {

@@ -122,10 +122,10 @@ fn places(block: &Block) -> Vec<(Vec<(u64, u64)>, String)> {
     let Ok(device) = Device::open(&block.path) else {
         return found;
     };
-    if let Some(image) = Iso::open(&device).and_then(|iso| iso.file(EFI_IMAGE)) {
-        if let Some(pieces) = in_fat(&image, BOOT_FILE) {
-            found.push((shifted(pieces, image.start()), EFI_IMAGE.to_owned()));
-        }
+    if let Some(image) = Iso::open(&device).and_then(|iso| iso.file(EFI_IMAGE))
+        && let Some(pieces) = in_fat(&image, BOOT_FILE)
+    {
+        found.push((shifted(pieces, image.start()), EFI_IMAGE.to_owned()));
     }
     let whole = Window::new(&device, 0, device.len());
     for path in [BOOT_FILE, PLAIN_FILE] {

@@ -382,11 +382,11 @@ impl Inner {
             boot.get(..6).unwrap_or("host").to_owned()
         });
         let fallback = || "lqx-host".parse();
-        let name = format!("lqx-{end}")
+
+        format!("lqx-{end}")
             .parse()
             .or_else(|_| fallback())
-            .expect("`lqx-host` is a name");
-        name
+            .expect("`lqx-host` is a name")
     }
 
     fn install(&self, ready: Ready) {

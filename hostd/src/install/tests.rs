@@ -837,10 +837,9 @@ impl Disk for LyingDisk {
             .lose
             .checked_sub(offset)
             .and_then(|at| usize::try_from(at).ok())
+            && let Some(byte) = bytes.get_mut(at)
         {
-            if let Some(byte) = bytes.get_mut(at) {
-                *byte ^= 1;
-            }
+            *byte ^= 1;
         }
         self.real.write_at(offset, &bytes)
     }
