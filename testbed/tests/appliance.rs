@@ -34,10 +34,11 @@ fn an_idle_appliance_is_small() -> Result<()> {
         let foreign: Vec<_> = processes
             .iter()
             .filter(|process| {
-                process
-                    .arguments
-                    .first()
-                    .is_some_and(|name| !name.contains("hostd") && !name.contains("lab-agent"))
+                process.arguments.first().is_some_and(|name| {
+                    !name.contains("hostd")
+                        && !name.contains("lab-agent")
+                        && name != "/proc/self/exe"
+                })
             })
             .filter(|process| process.pid != 1)
             .collect();

@@ -114,7 +114,7 @@ pub fn become_init() -> Result<()> {
 /// As the copy: answers until the machine is off.
 pub fn serve() -> Result<()> {
     mount_at("dev", DEV, "devtmpfs", "")?;
-    let mut port = super::port(&format!("{DEV}/vport0p1"))?;
+    let mut port = super::port(DEV, 1)?;
     let mut lines = BufReader::new(port.try_clone()?);
     let mut line = String::new();
     loop {

@@ -8,7 +8,6 @@ pub mod helper;
 pub mod runner;
 
 use std::fs::{self, File, OpenOptions};
-use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -76,18 +75,31 @@ pub(crate) fn load_modules() -> Result<()> {
     Ok(())
 }
 
-/// Opens a virtio-serial port, waiting for the kernel to find it.
-pub(crate) fn port(device: &str) -> Result<File> {
+/// Opens virtio-serial port `number`, waiting for the kernel to find it. `dev` is where devtmpfs is. Before the port's number
+/// a name has that of its controller among the virtio devices, which depends on what else is plugged in; we plug in one controller.
+pub(crate) fn port(dev: &str, number: u32) -> Result<File> {
+    let suffix = format!("p{number}");
     let until = Instant::now() + Duration::from_secs(60);
-    while !Path::new(device).exists() {
+    loop {
+        let found = fs::read_dir(dev)
+            .with_context(|| format!("listing {dev}"))?
+            .flatten()
+            .find(|entry| {
+                let name = entry.file_name();
+                let name = name.to_string_lossy();
+                name.starts_with("vport") && name.ends_with(&suffix)
+            });
+        if let Some(entry) = found {
+            let device = entry.path();
+            return OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open(&device)
+                .with_context(|| format!("opening {}", device.display()));
+        }
         if Instant::now() > until {
-            bail!("{device} did not appear");
+            bail!("port {number} did not appear");
         }
         thread::sleep(Duration::from_millis(20));
     }
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(device)
-        .with_context(|| format!("opening {device}"))
 }

@@ -64,7 +64,7 @@ pub fn serve() -> Result<()> {
     }
     rustix::system::sethostname(b"kvm-runner")?;
     load_modules()?;
-    let mut control = port("/dev/vport0p1")?;
+    let mut control = port("/dev", 1)?;
     let kvm = Path::new("/dev/kvm").exists();
     say(&mut control, &Said::Ready { kvm })?;
 
@@ -139,8 +139,7 @@ fn run(job: Job) -> Result<i32> {
         .args(["link", "set", "lo", "up"])
         .status();
 
-    let port =
-        |number: u32| -> Result<Stdio> { Ok(Stdio::from(port(&format!("/dev/vport0p{number}"))?)) };
+    let output = |number: u32| -> Result<Stdio> { Ok(Stdio::from(port("/dev", number)?)) };
     let program = find(&job.program, job.environment.get("PATH"))?;
     let mut child = Command::new(&program)
         .args(&job.arguments)
@@ -148,8 +147,8 @@ fn run(job: Job) -> Result<i32> {
         .envs(&job.environment)
         .current_dir(&job.folder)
         .stdin(Stdio::null())
-        .stdout(port(2)?)
-        .stderr(port(3)?)
+        .stdout(output(2)?)
+        .stderr(output(3)?)
         .spawn()
         .with_context(|| format!("starting {program}"))?;
     let status = child.wait()?;
