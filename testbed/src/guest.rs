@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::expect::{eventually, secs};
 use crate::lab::{INITRD, KERNEL, NETWORK};
+use crate::serial::Strip;
 
 /// What the demonstration guest prints when it is up.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,6 +92,8 @@ pub async fn phase(api: &Client, vm: VmId, phase: VmPhase, within: Duration) -> 
 pub struct GuestConsole {
     serial: Serial,
     heard: String,
+    /// A shell asks its terminal where the cursor is.
+    strip: Strip,
 }
 
 impl GuestConsole {
@@ -103,6 +106,7 @@ impl GuestConsole {
         Ok(Self {
             serial,
             heard: String::new(),
+            strip: Strip::default(),
         })
     }
 
@@ -128,7 +132,7 @@ impl GuestConsole {
                 return Ok(groups);
             }
             match timeout_at(until, self.serial.receive()).await {
-                Ok(Ok(Some(bytes))) => self.heard.push_str(&String::from_utf8_lossy(&bytes)),
+                Ok(Ok(Some(bytes))) => self.strip.push(&bytes, &mut self.heard),
                 Ok(Ok(None)) => bail!(
                     "the guest's console closed before `{pattern}`; it ended with\n{}",
                     self.heard

@@ -162,7 +162,7 @@ fn tail(text: &str) -> String {
 
 /// Takes escape sequences out of a stream of bytes, across the borders of reads.
 #[derive(Debug, Default)]
-struct Strip {
+pub(crate) struct Strip {
     state: StripState,
     /// Bytes of a character whose rest has not come yet.
     partial: Vec<u8>,
@@ -183,7 +183,7 @@ enum StripState {
 }
 
 impl Strip {
-    fn push(&mut self, bytes: &[u8], out: &mut String) {
+    pub(crate) fn push(&mut self, bytes: &[u8], out: &mut String) {
         for &byte in bytes {
             self.state = match (self.state, byte) {
                 (StripState::Text, 0x1b) | (StripState::Text8, 0x1b) => StripState::Escape,

@@ -57,7 +57,8 @@ fn a_vm_lives_its_whole_life() -> Result<()> {
             console.ready(secs(180)).await?.boots == 2,
             "the disk forgot a boot"
         );
-        ensure!(console.run("cat /data/note", secs(30)).await? == "kept");
+        let said = console.run("cat /data/note", secs(30)).await?;
+        ensure!(said == "kept", "{said:?}");
 
         // The guest's own power-off makes it stopped, not failed.
         console.line("poweroff").await?;
