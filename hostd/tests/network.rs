@@ -256,3 +256,39 @@ fn an_uplink_joins_the_bridge_with_its_hardware_address_and_the_hosts_own_addres
         assert_eq!(moves.0.lock().unwrap().last(), Some(&back));
     });
 }
+
+#[test]
+fn many_may_ask_the_kernel_at_once() {
+    in_namespace(async || {
+        let kernel = Netlink::open().unwrap();
+        let before = kernel.links().await.unwrap().len();
+        let links = BridgeLinks::open(Arc::new(NoHostAddress)).unwrap();
+        let networks: Vec<NetworkId> = (0..40).map(|_| NetworkId::mint()).collect();
+        for network in &networks {
+            kernel
+                .bridge_create(&format!("b{}", &network.0.simple().to_string()[20..]), None)
+                .await
+                .unwrap();
+        }
+        let asked = (0..200).map(|n| {
+            let (kernel, links) = (kernel.clone(), links.clone());
+            async move {
+                match n % 2 {
+                    0 => kernel
+                        .links()
+                        .await
+                        .map(|links| links.len())
+                        .map_err(|e| e.to_string()),
+                    _ => links
+                        .list()
+                        .await
+                        .map(|_| before + 40)
+                        .map_err(|fault| fault.cause),
+                }
+            }
+        });
+        for answer in futures_util::future::join_all(asked).await {
+            assert_eq!(answer, Ok(before + 40));
+        }
+    });
+}

@@ -3,11 +3,13 @@
 //! It belongs to the network namespace of the thread that opens it.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use futures_util::TryStreamExt;
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec};
+use tokio::sync::Mutex;
 
 /// A network link of this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +52,8 @@ pub enum NetlinkError {
 #[derive(Debug, Clone)]
 pub struct Netlink {
     handle: Handle,
+    /// A socket can answer one dump at a time; the kernel refuses a second one with EBUSY.
+    dumping: Arc<Mutex<()>>,
 }
 
 fn refused(step: &'static str, link: &str) -> impl FnOnce(rtnetlink::Error) -> NetlinkError {
@@ -76,7 +80,10 @@ impl Netlink {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         // Ends by itself when the last handle is dropped.
         tokio::spawn(connection);
-        Ok(Self { handle })
+        Ok(Self {
+            handle,
+            dumping: Arc::default(),
+        })
     }
 
     /// All links.
@@ -84,6 +91,7 @@ impl Netlink {
     /// # Errors
     /// What the kernel said.
     pub async fn links(&self) -> Result<Vec<Link>, NetlinkError> {
+        let _alone = self.dumping.lock().await;
         let messages = self
             .handle
             .link()
@@ -206,6 +214,7 @@ impl Netlink {
     /// # Errors
     /// What the kernel said.
     pub async fn addresses(&self, link: &Link) -> Result<Vec<(Ipv4Addr, u8)>, NetlinkError> {
+        let _alone = self.dumping.lock().await;
         let request = self
             .handle
             .address()
