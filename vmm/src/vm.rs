@@ -356,6 +356,9 @@ impl Vm {
 
     /// Tells everybody, and lets what the guest printed last reach its readers, for a moment.
     fn farewell(&mut self, told: &Teller, reason: ExitReason) {
+        // Who connected while a short-lived guest ran has not been let in yet.
+        self.control.accept(&self.events);
+        self.serial.accept(&self.events);
         self.control
             .broadcast(&self.events, &Message::Event(Event::Exiting { reason }));
         self.serial.woken(&self.events, &self.machine.com1);
