@@ -89,6 +89,10 @@ verify: ## Exactly what has to hold before anything lands
 test-kvm: deps images ## Run the tests that need /dev/kvm, in a guest that has it
 	$(TESTBED) test kvm
 
+.PHONY: fuzz-smoke
+fuzz-smoke: ## Feed everything a guest controls with nonsense, SECONDS (20) for each target; a failure prints its seed
+	LQX_FUZZ_SECONDS=$(or $(SECONDS),20) $(CARGO) test --workspace --locked --lib fuzz::fuzz_ -- --nocapture
+
 .PHONY: testbed
 testbed: deps images ## Run the tests of whole appliances (ONLY=part of a test's name)
 	$(TESTBED) test testbed $(if $(ONLY),--only $(ONLY))
