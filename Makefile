@@ -11,7 +11,7 @@ IMAGE := target/$(TARGET)/release/image
 # Where downloads and unpacked packages are kept.
 export LQX_CACHE ?= $(CURDIR)/.cache
 
-PACKAGES := apt build-essential cmake cpio dosfstools dpkg e2fsprogs iproute2 kmod lz4 mtools ovmf qemu-system-x86 qemu-utils xorriso xz-utils zstd
+PACKAGES := apt build-essential busybox-static cmake cpio dnsmasq-base dosfstools dpkg e2fsprogs gdisk git iproute2 kmod lz4 mtools ovmf qemu-system-x86 qemu-utils util-linux xorriso xz-utils zstd
 
 .PHONY: help
 help: ## Show this list

@@ -45,7 +45,7 @@ const FETCH_FOR: Duration = Duration::from_secs(120);
 pub struct Seed {
     /// What to install where.
     pub install: SeedInstall,
-    /// The installed host's addresses; also used while installing.
+    /// The installed host's addresses. While installing, the address comes by DHCP.
     #[serde(default)]
     pub network: Option<NetworkSettings>,
 }
