@@ -145,7 +145,11 @@ pub(super) async fn run(base: &Base, install: &Install) -> Result<()> {
         reconcilers,
     ));
 
-    http::serve(server).await.context("serving the API")?;
+    tokio::select! {
+        served = http::serve(server) => served.context("serving the API")?,
+        // Only a fresh start finds out what the disk has; init gives us one.
+        reason = cluster.fatal() => anyhow::bail!("the cluster's log has failed: {reason}"),
+    }
 
     draining.abort();
     blessing.abort();
