@@ -198,7 +198,11 @@ fn linux_boots_writes_to_its_disk_gets_an_address_and_listens_to_its_power_butto
             let marker = format!("LQX-GUEST-READY boots={boots} ip=10.77.0.");
             let reading = async {
                 let mut buffer = [0; 4096];
-                while !said.contains(&marker) {
+                // To the end of its line: the address may come in pieces.
+                while said
+                    .split_once(&marker)
+                    .is_none_or(|(_, rest)| !rest.contains('\n'))
+                {
                     let length = serial.read(&mut buffer).await.unwrap();
                     assert_ne!(length, 0, "the console ended");
                     said.push_str(&String::from_utf8_lossy(&buffer[..length]));
