@@ -125,7 +125,7 @@ pub async fn run(headless: bool) -> Result<()> {
         "--network",
         "lab",
         "--cmdline",
-        "console=ttyS0 no_timer_check",
+        "console=ttyS0 quiet no_timer_check",
         "--start",
     ];
     step("a virtual machine", &[&create[..], &devices[..]].concat())?;
@@ -138,7 +138,7 @@ pub async fn run(headless: bool) -> Result<()> {
             "--for",
             "LQX-GUEST-READY.*",
             "--timeout",
-            "300",
+            "600",
         ],
     )?;
     step("what there is", &["vm", "ls"])?;
