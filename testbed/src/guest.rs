@@ -159,10 +159,11 @@ impl GuestConsole {
 
     /// Runs a command in the guest's shell and returns what it printed.
     pub async fn run(&mut self, command: &str, within: Duration) -> Result<String> {
+        // What is typed before the shell is there is echoed twice, by the terminal and by the shell: the last echo counts.
         // The marker is put together by the shell, so that the echo of what was typed is not taken for it.
         self.line(&format!("{command}; echo lab-''done-$?")).await?;
         let groups = self
-            .wait_for(r"(?s)lab-''done-\$\?\s*\n(.*?)lab-done-(\d+)", within)
+            .wait_for(r"(?s).*lab-''done-\$\?\s*\n(.*?)lab-done-(\d+)", within)
             .await?;
         match groups.as_slice() {
             [output, status] if status == "0" => Ok(output.trim().replace('\r', "")),
