@@ -1,5 +1,6 @@
 //! A VM on a test appliance, by its serial console and by what reaches it over the network.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -160,11 +161,14 @@ impl GuestConsole {
     /// Runs a command in the guest's shell and returns what it printed.
     pub async fn run(&mut self, command: &str, within: Duration) -> Result<String> {
         // What is typed before the shell is there is echoed twice, by the terminal and by the shell: the last echo counts.
-        // The marker is put together by the shell, so that the echo of what was typed is not taken for it.
-        self.line(&format!("{command}; echo lab-''done-$?")).await?;
-        let groups = self
-            .wait_for(r"(?s).*lab-''done-\$\?\s*\n(.*?)lab-done-(\d+)", within)
+        // The marker is put together by the shell, so that the echo of what was typed is not taken for it; and it is another one
+        // each time, because a console opened anew begins with what was said before.
+        static COMMANDS: AtomicU64 = AtomicU64::new(0);
+        let number = COMMANDS.fetch_add(1, Ordering::Relaxed);
+        self.line(&format!("{command}; echo lab-''done{number}-$?"))
             .await?;
+        let pattern = format!(r"(?s).*lab-''done{number}-\$\?\s*\n(.*?)lab-done{number}-(\d+)");
+        let groups = self.wait_for(&pattern, within).await?;
         match groups.as_slice() {
             [output, status] if status == "0" => Ok(output.trim().replace('\r', "")),
             other => bail!("`{command}` in the guest: {other:?}"),
