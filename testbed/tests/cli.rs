@@ -120,8 +120,8 @@ fn a_session_at_the_desk() -> Result<()> {
 
         let create = "vm create web --memory 256M --kernel guest-kernel --initrd second --disk data --network lab --cmdline console=ttyS0 --start";
         lqx.ends(0, create)?;
-        let console = lqx.ends(0, "vm console web --for LQX-GUEST-READY --timeout 240")?;
-        ensure!(console.contains("boots=1"), "{console}");
+        let console = lqx.ends(0, "vm console web --for boots=[0-9]+.ip= --timeout 240")?;
+        ensure!(console.contains("LQX-GUEST-READY boots=1"), "{console}");
         lqx.ends(4, "vm console web --for never-printed --timeout 3")?;
         ensure!(lqx.ends(0, "vm ls")?.contains("running"));
         let refused = lqx.ends(1, "vm delete web").context("it runs")?;
