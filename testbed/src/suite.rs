@@ -19,7 +19,7 @@ use clap::ValueEnum;
 use regex::Regex;
 use serde_json::Value;
 
-use crate::artifacts::{dist, repository};
+use crate::artifacts::repository;
 
 /// A stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -34,8 +34,8 @@ pub enum Stage {
 
 /// Packages all of whose integration tests need `/dev/kvm`.
 const KVM_PACKAGES: &[&str] = &["vmm"];
-/// Integration tests of other packages that need `/dev/kvm`, or a kernel they may change, by what is in their names.
-const KVM_NAMES: &[&str] = &["guest", "jail", "network", "kvm"];
+/// Integration tests of other packages that need a `/dev/kvm` which boots Linux, by what is in their names.
+const KVM_NAMES: &[&str] = &["kvm"];
 /// Tests of this package that boot appliances.
 const LAB_TESTS: &[&str] = &["appliance", "cli", "install", "vms", "survival", "security"];
 
@@ -196,12 +196,6 @@ fn commands(stage: Stage, targets: &[Target], only: Option<&str>) -> Result<Vec<
                     .args(output)
                     .arg("--test-threads=1")
                     .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", &runner);
-                if package == "hostd" {
-                    // Its guests are the demonstration's; those of the VMM are the runner's, which switch themselves off.
-                    command
-                        .env("LQX_TEST_KERNEL", dist("guest/vmlinuz")?)
-                        .env("LQX_TEST_INITRD", dist("guest/initrd")?);
-                }
                 commands.push(command);
             }
         }

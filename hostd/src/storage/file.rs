@@ -12,6 +12,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use api::ids::{ImageId, VolumeId};
 use api::units::Percent;
@@ -340,6 +341,11 @@ impl Volumes for FileVolumes {
     }
 }
 
+/// A process that has ended may hold its files a moment longer: the kernel takes io_uring rings apart in the background.
+const LOCK_WAIT: Duration = Duration::from_millis(500);
+/// How often it is tried meanwhile.
+const LOCK_POLL: Duration = Duration::from_millis(5);
+
 /// flock belongs to the open file description: it goes with the descriptor to the VM process and lasts as long as any
 /// copy of it, whatever becomes of the daemon.
 fn open_locked(path: &Path, read_only: bool) -> Result<File, StorageError> {
@@ -352,12 +358,18 @@ fn open_locked(path: &Path, read_only: bool) -> Result<File, StorageError> {
         true => FlockOperation::NonBlockingLockShared,
         false => FlockOperation::NonBlockingLockExclusive,
     };
-    match rustix::fs::flock(&file, operation) {
-        Ok(()) => Ok(file),
-        Err(Errno::WOULDBLOCK) => Err(StorageError::Busy {
-            path: path.to_owned(),
-        }),
-        Err(errno) => Err(at("lock", path)(errno)),
+    let until = Instant::now() + LOCK_WAIT;
+    loop {
+        match rustix::fs::flock(&file, operation) {
+            Ok(()) => return Ok(file),
+            Err(Errno::WOULDBLOCK) if Instant::now() < until => std::thread::sleep(LOCK_POLL),
+            Err(Errno::WOULDBLOCK) => {
+                return Err(StorageError::Busy {
+                    path: path.to_owned(),
+                });
+            }
+            Err(errno) => return Err(at("lock", path)(errno)),
+        }
     }
 }
 
