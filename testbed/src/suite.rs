@@ -397,7 +397,8 @@ test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; 
             .stage()
         };
         assert_eq!(stage("vmm", "boot"), Stage::Kvm);
-        assert_eq!(stage("hostd", "jail"), Stage::Kvm);
+        assert_eq!(stage("hostd", "jail"), Stage::Unit);
+        assert_eq!(stage("hostd", "kvm_guest"), Stage::Kvm);
         assert_eq!(stage("hostd", "api"), Stage::Unit);
         assert_eq!(stage("testbed", "vms"), Stage::Testbed);
         assert_eq!(stage("testbed", "tidy"), Stage::Unit);
