@@ -149,8 +149,9 @@ impl GuestConsole {
 
     /// Waits for the guest to be up.
     pub async fn ready(&mut self, within: Duration) -> Result<Ready> {
+        // The console comes in pieces: only the line's end tells that the address is whole.
         let groups = self
-            .wait_for(r"LQX-GUEST-READY boots=(\d+) ip=(\S+)", within)
+            .wait_for(r"LQX-GUEST-READY boots=(\d+) ip=(\S+)\s*\n", within)
             .await?;
         Ok(Ready {
             boots: groups.first().context("no number of boots")?.parse()?,
