@@ -191,6 +191,14 @@ impl Lab {
     /// Prints what the machines said and what their daemons logged.
     async fn diagnose(&mut self) {
         for appliance in &mut self.appliances {
+            match appliance.agent().and_then(Agent::kernel_log) {
+                Ok(log) => {
+                    let lines: Vec<&str> = log.lines().collect();
+                    let tail = &lines[lines.len().saturating_sub(30)..];
+                    println!("--- its kernel said\n{}", tail.join("\n"));
+                }
+                Err(error) => println!("--- its kernel's log cannot be had: {error:#}"),
+            }
             let machine = &appliance.machine;
             println!(
                 "--- machine `{}` ({}) said, at the end",

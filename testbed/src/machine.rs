@@ -109,12 +109,12 @@ pub struct MachineConfig {
 }
 
 impl MachineConfig {
-    /// A machine of 2 GiB and two CPUs with nothing plugged in but a network card that lets port 443 in.
+    /// A machine of 2 GiB and one CPU with nothing plugged in but a network card that lets port 443 in.
     pub fn new(name: &str, boot: Boot) -> Self {
         Self {
             name: name.to_owned(),
             memory_mib: 2048,
-            cpus: 2,
+            cpus: 1,
             boot,
             disks: Vec::new(),
             cdrom: None,

@@ -72,6 +72,14 @@ impl Agent {
         }
     }
 
+    /// What the appliance's kernel said since it booted.
+    pub fn kernel_log(&mut self) -> Result<String> {
+        match self.ask(&Question::KernelLog)? {
+            Answer::Text(text) => Ok(text),
+            other => bail!("not a text: {other:?}"),
+        }
+    }
+
     /// Fills the file system of `path` with a file there until only `leave_mib` are free.
     pub fn fill(&mut self, path: &str, leave_mib: u64) -> Result<()> {
         let path = path.to_owned();

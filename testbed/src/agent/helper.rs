@@ -5,8 +5,9 @@
 //! `/proc/1/root`.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -39,6 +40,8 @@ pub enum Question {
         /// As PID 1 sees it; `/proc/…` is read from our own mount.
         path: String,
     },
+    /// What the kernel of the appliance said since it booted.
+    KernelLog,
     /// Take up the free space of a file system.
     Fill {
         /// The file to make.
@@ -155,6 +158,7 @@ fn answer(question: Question) -> Result<Answer> {
                 .read_to_end(&mut text)?;
             Answer::Text(String::from_utf8_lossy(&text).into_owned())
         }
+        Question::KernelLog => Answer::Text(kernel_log()?),
         Question::Fill { path, leave_mib } => {
             fill(&seen(&path), leave_mib)?;
             Answer::Done
@@ -166,6 +170,25 @@ fn answer(question: Question) -> Result<Answer> {
         Question::Tcp { address, send } => Answer::Text(tcp(&address, &send)?),
         Question::Ping { address } => Answer::Milliseconds(ping(address.parse()?)?),
     })
+}
+
+/// Each read of the device is one record, `priority,number,microseconds,flags;text`; see the kernel's
+/// `Documentation/ABI/testing/dev-kmsg`.
+fn kernel_log() -> Result<String> {
+    let mut device = File::options()
+        .read(true)
+        .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
+        .open(format!("{DEV}/kmsg"))?;
+    let (mut text, mut record) = (String::new(), [0; 8192]);
+    loop {
+        match device.read(&mut record) {
+            Ok(length) => text.push_str(&String::from_utf8_lossy(&record[..length])),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(text),
+            // Overwritten while we read: the next record follows.
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// The path to what PID 1 sees at `path`.
