@@ -134,12 +134,6 @@ const WORKER: &[Call] = &[
     (libc::SYS_io_uring_enter, Always),
     (libc::SYS_preadv, Always),
     (libc::SYS_pwritev, Always),
-    (libc::SYS_pread64, Always),
-    (libc::SYS_pwrite64, Always),
-    (libc::SYS_poll, Always),
-    (libc::SYS_ppoll, Always),
-    (libc::SYS_readv, Always),
-    (libc::SYS_fsync, Always),
     (libc::SYS_fdatasync, Always),
     (libc::SYS_fallocate, Always),
     // Taps: frames, offloads, queues switched on and off.
