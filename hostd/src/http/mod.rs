@@ -13,6 +13,7 @@ pub mod context;
 mod dispatch;
 pub mod error;
 pub mod hands;
+mod noun;
 mod routes;
 
 mod events;

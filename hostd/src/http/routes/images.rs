@@ -2,10 +2,8 @@
 
 use std::io;
 
-use api::endpoints::{Accepted, List, Removal};
 use api::ids::{ImageId, TaskId};
-use api::images::{Image, ImageCreate, ImagePhase};
-use api::names::Ref;
+use api::images::{ImageCreate, ImagePhase};
 use api::units::{Millis, Percent};
 use api::{ApiError, ErrorCode};
 use axum::http::header;
@@ -15,7 +13,7 @@ use tokio::sync::watch;
 use tokio::time::{Duration, timeout};
 
 use crate::cluster::Cluster;
-use crate::http::call::{Call, Reply, gone_meanwhile, object_of, task_of};
+use crate::http::call::{Call, Reply};
 use crate::http::error::{bad_request, internal, not_found};
 use crate::http::hands::Upload;
 
@@ -25,65 +23,40 @@ const CHUNK_WITHIN: Duration = Duration::from_secs(60);
 const PROGRESS_EVERY: Duration = Duration::from_secs(2);
 
 pub(super) async fn image_list(call: Call) -> Result<Reply, ApiError> {
-    let (items, revision) =
-        call.look(|state| state.images().map(|i| state.image_view(i)).collect())?;
-    Reply::json(&List::<Image> { items, revision }, revision)
+    call.list(|state| state.images().map(|i| state.image_view(i)).collect())
 }
 
 pub(super) async fn image_get(call: Call) -> Result<Reply, ApiError> {
-    let reference = call.reference("image")?;
-    let (found, revision) =
-        call.look(|state| state.image_ref(&reference).map(|i| state.image_view(i)))?;
-    Reply::json(
-        &found.ok_or_else(|| not_found("image", &reference))?,
-        revision,
-    )
+    call.show("image", |state, reference| {
+        state.image_ref(reference).map(|i| state.image_view(i))
+    })
 }
 
 pub(super) async fn image_create(call: Call) -> Result<Reply, ApiError> {
     let spec: ImageCreate = call.body()?;
     let name = spec.name.to_string();
-    let host = call.context.host()?;
     let command = Command::ImageCreate {
         image: ImageId::mint(),
         task: TaskId::mint(),
-        host,
+        host: call.context.host()?,
         spec,
     };
-    let (revision, outcome) = call.propose(&name, command).await?;
-    let object = now(&call, ImageId(object_of(&outcome)?))?;
-    Reply::json(
-        &Accepted {
-            object,
-            task: task_of(&outcome)?,
-            revision,
-        },
-        revision,
-    )
+    call.accept("image", &name, command, |state, id| {
+        state.image(ImageId(id)).map(|i| state.image_view(i))
+    })
+    .await
 }
 
 pub(super) async fn image_delete(call: Call) -> Result<Reply, ApiError> {
-    let reference = call.reference("image")?;
-    let image = match &reference {
-        Ref::Id(id) => ImageId(*id),
-        Ref::Name(_) => {
-            let (found, _) = call.look(|state| state.image_ref(&reference).map(|i| i.id))?;
-            found.ok_or_else(|| not_found("image", &reference))?
-        }
-    };
-    let command = Command::ImageDelete {
-        image,
-        task: TaskId::mint(),
-    };
-    let (revision, outcome) = call.propose(&reference.to_string(), command).await?;
-    Reply::json(
-        &Removal {
-            id: image.0,
-            task: task_of(&outcome)?,
-            revision,
+    call.remove(
+        "image",
+        |state, reference| state.image_ref(reference).map(|i| i.id.0),
+        |id, task| Command::ImageDelete {
+            image: ImageId(id),
+            task,
         },
-        revision,
     )
+    .await
 }
 
 pub(super) async fn image_upload(mut call: Call) -> Result<Reply, ApiError> {
@@ -123,12 +96,10 @@ pub(super) async fn image_upload(mut call: Call) -> Result<Reply, ApiError> {
         report: Report::Ready,
     };
     let (revision, _) = call.propose(image.name.as_str(), command).await?;
-    Reply::json(&now(&call, image.id)?, revision)
-}
-
-fn now(call: &Call, id: ImageId) -> Result<Image, ApiError> {
-    let (found, _) = call.look(|state| state.image(id).map(|i| state.image_view(i)))?;
-    found.ok_or_else(|| gone_meanwhile("image"))
+    let now = call.now("image", |state| {
+        state.image(image.id).map(|i| state.image_view(i))
+    })?;
+    Reply::json(&now, revision)
 }
 
 /// A wrong length is told before a gigabyte has been sent.

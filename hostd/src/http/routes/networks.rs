@@ -1,29 +1,20 @@
 //! Networks.
 
 use api::ApiError;
-use api::endpoints::{Accepted, List, Removal};
 use api::ids::{NetworkId, TaskId};
-use api::names::Ref;
-use api::networks::{Network, NetworkCreate};
+use api::networks::NetworkCreate;
 use hostd_state::Command;
 
-use crate::http::call::{Call, Reply, gone_meanwhile, object_of, task_of};
-use crate::http::error::not_found;
+use crate::http::call::{Call, Reply};
 
 pub(super) async fn network_list(call: Call) -> Result<Reply, ApiError> {
-    let (items, revision) =
-        call.look(|state| state.networks().map(|n| state.network_view(n)).collect())?;
-    Reply::json(&List::<Network> { items, revision }, revision)
+    call.list(|state| state.networks().map(|n| state.network_view(n)).collect())
 }
 
 pub(super) async fn network_get(call: Call) -> Result<Reply, ApiError> {
-    let reference = call.reference("network")?;
-    let (found, revision) =
-        call.look(|state| state.network_ref(&reference).map(|n| state.network_view(n)))?;
-    Reply::json(
-        &found.ok_or_else(|| not_found("network", &reference))?,
-        revision,
-    )
+    call.show("network", |state, reference| {
+        state.network_ref(reference).map(|n| state.network_view(n))
+    })
 }
 
 pub(super) async fn network_create(call: Call) -> Result<Reply, ApiError> {
@@ -34,40 +25,20 @@ pub(super) async fn network_create(call: Call) -> Result<Reply, ApiError> {
         task: TaskId::mint(),
         spec,
     };
-    let (revision, outcome) = call.propose(&name, command).await?;
-    let id = NetworkId(object_of(&outcome)?);
-    let (found, _) = call.look(|state| state.network(id).map(|n| state.network_view(n)))?;
-    let object = found.ok_or_else(|| gone_meanwhile("network"))?;
-    Reply::json(
-        &Accepted {
-            object,
-            task: task_of(&outcome)?,
-            revision,
-        },
-        revision,
-    )
+    call.accept("network", &name, command, |state, id| {
+        state.network(NetworkId(id)).map(|n| state.network_view(n))
+    })
+    .await
 }
 
 pub(super) async fn network_delete(call: Call) -> Result<Reply, ApiError> {
-    let reference = call.reference("network")?;
-    let network = match &reference {
-        Ref::Id(id) => NetworkId(*id),
-        Ref::Name(_) => {
-            let (found, _) = call.look(|state| state.network_ref(&reference).map(|n| n.id))?;
-            found.ok_or_else(|| not_found("network", &reference))?
-        }
-    };
-    let command = Command::NetworkDelete {
-        network,
-        task: TaskId::mint(),
-    };
-    let (revision, outcome) = call.propose(&reference.to_string(), command).await?;
-    Reply::json(
-        &Removal {
-            id: network.0,
-            task: task_of(&outcome)?,
-            revision,
+    call.remove(
+        "network",
+        |state, reference| state.network_ref(reference).map(|n| n.id.0),
+        |id, task| Command::NetworkDelete {
+            network: NetworkId(id),
+            task,
         },
-        revision,
     )
+    .await
 }

@@ -1,17 +1,15 @@
 //! VMs.
 
 use api::ApiError;
-use api::endpoints::{Accepted, List, Removal};
 use api::ids::{TaskId, VmId};
-use api::names::Ref;
 use api::units::Millis;
 use api::vms::{Vm, VmCreate, VmUpdate};
 use hostd_state::{Command, State, VmRecord};
 
 use crate::auth::token::random;
-use crate::http::call::{Call, Reply, gone_meanwhile, object_of, task_of};
+use crate::http::call::{Call, Reply, object_of};
 use crate::http::context::Context;
-use crate::http::error::{internal, not_found};
+use crate::http::error::internal;
 
 /// How long a guest may take to power off before its process is ended.
 const STOP_WITHIN_MS: u64 = 60_000;
@@ -25,46 +23,30 @@ fn view(context: &Context, state: &State, vm: &VmRecord) -> Vm {
     view
 }
 
-fn find(state: &State, reference: &Ref) -> Result<VmId, ApiError> {
-    match reference {
-        // An id needs no look-up: the state judges, and answers a retry even when the VM is gone.
-        Ref::Id(id) => Ok(VmId(*id)),
-        Ref::Name(_) => state
-            .vm_ref(reference)
-            .map(|vm| vm.id)
-            .ok_or_else(|| not_found("vm", reference)),
-    }
-}
-
 fn target(call: &Call) -> Result<(VmId, String), ApiError> {
-    let reference = call.reference("vm")?;
-    let (found, _) = call.look(|state| find(state, &reference))?;
-    Ok((found?, reference.to_string()))
+    let (id, object) = call.target("vm", |state, reference| {
+        state.vm_ref(reference).map(|vm| vm.id.0)
+    })?;
+    Ok((VmId(id), object))
 }
 
 fn now(call: &Call, vm: VmId) -> Result<Vm, ApiError> {
-    let (found, _) = call.look(|state| state.vm(vm).map(|vm| view(&call.context, state, vm)))?;
-    found.ok_or_else(|| gone_meanwhile("vm"))
+    call.now("vm", |state| {
+        state.vm(vm).map(|vm| view(&call.context, state, vm))
+    })
 }
 
 pub(super) async fn vm_list(call: Call) -> Result<Reply, ApiError> {
-    let (items, revision) = call.look(|state| {
-        state
-            .vms()
-            .map(|vm| view(&call.context, state, vm))
-            .collect()
-    })?;
-    Reply::json(&List::<Vm> { items, revision }, revision)
+    let context = &call.context;
+    call.list(|state| state.vms().map(|vm| view(context, state, vm)).collect())
 }
 
 pub(super) async fn vm_get(call: Call) -> Result<Reply, ApiError> {
-    let reference = call.reference("vm")?;
-    let (found, revision) = call.look(|state| {
+    call.show("vm", |state, reference| {
         state
-            .vm_ref(&reference)
+            .vm_ref(reference)
             .map(|vm| view(&call.context, state, vm))
-    })?;
-    Reply::json(&found.ok_or_else(|| not_found("vm", &reference))?, revision)
+    })
 }
 
 pub(super) async fn vm_create(call: Call) -> Result<Reply, ApiError> {
@@ -92,24 +74,12 @@ pub(super) async fn vm_update(call: Call) -> Result<Reply, ApiError> {
 }
 
 pub(super) async fn vm_delete(call: Call) -> Result<Reply, ApiError> {
-    let (vm, object) = target(&call)?;
-    let (revision, outcome) = call
-        .propose(
-            &object,
-            Command::VmDelete {
-                vm,
-                task: TaskId::mint(),
-            },
-        )
-        .await?;
-    Reply::json(
-        &Removal {
-            id: vm.0,
-            task: task_of(&outcome)?,
-            revision,
-        },
-        revision,
+    call.remove(
+        "vm",
+        |state, reference| state.vm_ref(reference).map(|vm| vm.id.0),
+        |id, task| Command::VmDelete { vm: VmId(id), task },
     )
+    .await
 }
 
 pub(super) async fn vm_start(call: Call) -> Result<Reply, ApiError> {
@@ -144,15 +114,10 @@ fn stop_deadline() -> Millis {
 
 async fn act(call: Call, command: impl FnOnce(VmId, TaskId) -> Command) -> Result<Reply, ApiError> {
     let (vm, object) = target(&call)?;
-    let (revision, outcome) = call.propose(&object, command(vm, TaskId::mint())).await?;
-    Reply::json(
-        &Accepted {
-            object: now(&call, vm)?,
-            task: task_of(&outcome)?,
-            revision,
-        },
-        revision,
-    )
+    call.accept("vm", &object, command(vm, TaskId::mint()), |state, id| {
+        state.vm(VmId(id)).map(|vm| view(&call.context, state, vm))
+    })
+    .await
 }
 
 /// Locally administered, unicast (IEEE 802 §8.2), in a range of our own.
