@@ -244,7 +244,10 @@ fn plug_devices(
         let (id, device) = match planned.device {
             SlotDevice::Disk(index) => {
                 let disk = &disks[index];
-                let device = virtio::block(disk, fds::take("a disk", disk.fd)?)?;
+                let backing = disk.backing.iter().map(|image| image.fd);
+                let below = backing.map(|fd| fds::take("a backing image", fd));
+                let below = below.collect::<Result<_, _>>()?;
+                let device = virtio::block(disk, fds::take("a disk", disk.fd)?, below)?;
                 (format!("disk.{}", disk.id), device)
             }
             SlotDevice::Nic(index) => {

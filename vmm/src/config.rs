@@ -62,7 +62,29 @@ pub enum Boot {
     },
 }
 
-/// A disk as the guest sees it, over an open raw file or block device.
+/// How the bytes of a volume are to be understood. Never guessed from them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskFormat {
+    /// Offset on the disk is offset in the file.
+    #[default]
+    Raw,
+    /// A qcow2 image.
+    Qcow2,
+}
+
+/// An image below another one, open for reading.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackingConfig {
+    /// The file.
+    pub fd: i32,
+    /// Its format.
+    #[serde(default)]
+    pub format: DiskFormat,
+}
+
+/// A disk as the guest sees it, over an open file or block device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskConfig {
@@ -70,6 +92,12 @@ pub struct DiskConfig {
     pub id: String,
     /// The volume, opened read-write, or read-only for a read-only disk.
     pub fd: i32,
+    /// What the volume holds.
+    #[serde(default)]
+    pub format: DiskFormat,
+    /// What lies below a qcow2 image, each below the one before it. The names in the images are not followed.
+    #[serde(default)]
+    pub backing: Vec<BackingConfig>,
     /// Whether the guest may write.
     #[serde(default)]
     pub read_only: bool,
@@ -121,6 +149,8 @@ mod tests {
             disks: vec![DiskConfig {
                 id: "root".into(),
                 fd: 12,
+                format: DiskFormat::Raw,
+                backing: vec![],
                 read_only: false,
                 serial: "r1".into(),
             }],

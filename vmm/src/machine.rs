@@ -210,7 +210,10 @@ fn check_fds(config: &VmmConfig) -> Result<(), PlanError> {
         *kernel_fd,
     ];
     fds.extend(initrd_fd);
-    fds.extend(config.disks.iter().map(|disk| disk.fd));
+    for disk in &config.disks {
+        fds.push(disk.fd);
+        fds.extend(disk.backing.iter().map(|below| below.fd));
+    }
     fds.extend(config.nics.iter().flat_map(|nic| &nic.tap_fds));
     fds.sort_unstable();
     match fds.windows(2).find(|pair| pair[0] == pair[1]) {
@@ -222,7 +225,7 @@ fn check_fds(config: &VmmConfig) -> Result<(), PlanError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{DiskConfig, NicConfig};
+    use crate::config::{DiskConfig, DiskFormat, NicConfig};
 
     fn asked() -> VmmConfig {
         VmmConfig {
@@ -237,6 +240,8 @@ mod tests {
             disks: vec![DiskConfig {
                 id: "d".into(),
                 fd: 11,
+                format: DiskFormat::Raw,
+                backing: vec![],
                 read_only: false,
                 serial: String::new(),
             }],
@@ -321,6 +326,8 @@ mod tests {
                     .map(|n| DiskConfig {
                         id: "d".into(),
                         fd: 100 + n,
+                        format: DiskFormat::Raw,
+                        backing: vec![],
                         read_only: false,
                         serial: String::new(),
                     })

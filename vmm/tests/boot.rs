@@ -18,7 +18,7 @@ use std::time::Duration;
 use guest::code::Code;
 use guest::initramfs::{self, POWER_OFF, RESTART, one_shot};
 use guest::{Guest, Spec, file, kernels, kernels_with_modules, kvm};
-use vmm::config::DiskConfig;
+use vmm::config::{DiskConfig, DiskFormat};
 use vmm::control::{Answer, Event, ExitReason, Operation, RefusalCode, State};
 
 const MARKER: &str = "lqx-guest-is-up\n";
@@ -267,6 +267,8 @@ fn a_guest_that_pokes_at_random_hurts_only_itself() {
         let disk = DiskConfig {
             id: "d".into(),
             fd: disk.into_raw_fd(),
+            format: DiskFormat::Raw,
+            backing: vec![],
             read_only: false,
             serial: "s".into(),
         };

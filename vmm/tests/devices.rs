@@ -20,7 +20,7 @@ use std::thread;
 use guest::shell::{Shell, modules};
 use guest::tap::tap;
 use guest::{Guest, Spec, kernels, kvm};
-use vmm::config::{DiskConfig, NicConfig};
+use vmm::config::{DiskConfig, DiskFormat, NicConfig};
 use vmm::control::ExitReason;
 
 const SECTOR: u64 = 512;
@@ -61,6 +61,8 @@ fn disk(id: &str, file: &File, read_only: bool, serial: &str) -> DiskConfig {
     DiskConfig {
         id: id.into(),
         fd: file.try_clone().unwrap().into_raw_fd(),
+        format: DiskFormat::Raw,
+        backing: vec![],
         read_only,
         serial: serial.into(),
     }

@@ -17,7 +17,7 @@ use std::process::{Child, Command, Stdio};
 
 use guest::initramfs;
 use guest::{PATIENCE, file, kernels_with_modules, kvm};
-use vmm::config::{Boot, DiskConfig, NicConfig, VmmConfig};
+use vmm::config::{Boot, DiskConfig, DiskFormat, NicConfig, VmmConfig};
 use vmm::control::{ExitReason, Status};
 
 const CHILD: &str = "LQX_OVERHEAD_CHILD";
@@ -185,6 +185,8 @@ fn a_machine_with_a_disk_and_a_nic_costs_little() {
         disks: vec![DiskConfig {
             id: "root".into(),
             fd: inherited(disk.try_clone().unwrap()),
+            format: DiskFormat::Raw,
+            backing: vec![],
             read_only: false,
             serial: "one".into(),
         }],

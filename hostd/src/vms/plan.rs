@@ -5,7 +5,7 @@ use std::os::fd::RawFd;
 use api::ids::{ImageId, NetworkId, VmId, VolumeId};
 use api::vms::Boot;
 use hostd_state::VmRecord;
-use vmm::config::{self, DiskConfig, NicConfig, VmmConfig};
+use vmm::config::{self, DiskConfig, DiskFormat, NicConfig, VmmConfig};
 
 /// The frame size every network of ours has.
 pub const MTU: u16 = 1500;
@@ -161,6 +161,8 @@ impl VmPlan {
                 .map(|(index, (disk, fd))| DiskConfig {
                     id: format!("disk{index}"),
                     fd: *fd,
+                    format: DiskFormat::Raw,
+                    backing: vec![],
                     read_only: disk.read_only,
                     serial: disk_serial(disk.volume),
                 })

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{DiskBackend, DiskOp, IoVec};
+use super::{Blocks, DiskBackend, DiskOp, IoVec};
 
 /// What the disk is told to do, and what it has seen; shared with the test.
 #[derive(Debug, Default)]
@@ -19,6 +19,8 @@ pub(crate) struct Script {
     pub(crate) short: Option<usize>,
     /// Errors for the next requests, first one first.
     pub(crate) errors: VecDeque<i32>,
+    /// What the disk says that it is made of.
+    pub(crate) blocks: Blocks,
     /// Every request that came.
     pub(crate) seen: Vec<DiskOp>,
 }
@@ -119,6 +121,19 @@ impl DiskBackend for FakeDisk {
         // One at a time, as a slow disk would.
         self.ready.extend(self.withheld.pop_front());
         Ok(())
+    }
+
+    fn resize(&mut self, size: u64) -> io::Result<u64> {
+        let mut script = self.script.lock().unwrap();
+        if let Some(errno) = script.errors.pop_front() {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
+        script.data.resize(size as usize, 0);
+        Ok(size)
+    }
+
+    fn blocks(&self) -> Blocks {
+        self.script.lock().unwrap().blocks
     }
 
     fn completion_event(&self) -> &EventFd {

@@ -1,7 +1,7 @@
 //! What a disk's bytes rest on.
 //!
 //! [`DiskBackend`] is what a block device needs: requests go in with a token, completions come out in any order. [`raw`]
-//! is files and block devices, carried by [`io_uring`] where the kernel has it. A backend knows offsets and bytes; sectors,
+//! is files and block devices, carried by [`io_uring`] where the kernel has it; [`qcow2`] is images over the same. A backend knows offsets and bytes; sectors,
 //! queues and guests are the block device's.
 
 #![allow(unsafe_code)] // UNSAFETY: the kernel reads and writes guest memory by address while a request is in flight.
@@ -15,10 +15,13 @@ pub mod raw;
 
 pub mod io_uring;
 
+pub mod qcow2;
+
 #[cfg(test)]
 pub(crate) mod fake;
 
 use io_uring::UringDisk;
+use qcow2::{Format, OpenQcow2Error};
 use raw::{BlockingDisk, OpenRawError, RawFile};
 
 /// What to do.
@@ -75,8 +78,42 @@ pub trait DiskBackend: Send {
     /// Blocks until there is a completion. Called only while a request is in flight.
     fn wait(&mut self) -> io::Result<()>;
 
+    /// The size is to be `size` from now on; never less than it was. What it is then is what comes back. Called between
+    /// submissions; requests may be in flight.
+    fn resize(&mut self, size: u64) -> io::Result<u64>;
+
+    /// Which blocks it is made of.
+    fn blocks(&self) -> Blocks {
+        Blocks::default()
+    }
+
     /// Readable while there may be completions; the caller empties it before it asks for them.
     fn completion_event(&self) -> &EventFd;
+}
+
+/// The blocks a disk is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Blocks {
+    /// Requests have to be multiples of this many bytes: 512 or 4096.
+    pub logical: u32,
+    /// Writes of multiples of this many bytes are done without reading first.
+    pub physical: u32,
+    /// Requests of this many bytes are best; 0 if nobody knows.
+    pub optimal: u32,
+    /// Space is given back in multiples of this many bytes.
+    pub discard: u32,
+}
+
+impl Default for Blocks {
+    /// A file's.
+    fn default() -> Self {
+        Self {
+            logical: 512,
+            physical: 4096,
+            optimal: 0,
+            discard: 4096,
+        }
+    }
 }
 
 /// A stretch of guest memory, as the kernel wants it (`struct iovec`).
@@ -133,6 +170,34 @@ pub fn open(fd: OwnedFd, access: Access) -> Result<Box<dyn DiskBackend>, OpenRaw
     match UringDisk::new(file) {
         Ok(disk) => Ok(Box::new(disk)),
         Err((file, _refused)) => Ok(Box::new(BlockingDisk::new(file)?)),
+    }
+}
+
+/// A disk could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenDiskError {
+    /// Its volume cannot be used.
+    #[error(transparent)]
+    Raw(#[from] OpenRawError),
+    /// Its image cannot be used.
+    #[error(transparent)]
+    Qcow2(#[from] OpenQcow2Error),
+    /// Something was given to lie below it.
+    #[error("a raw volume has nothing below it")]
+    RawWithBacking,
+}
+
+/// Opens a disk of either format, over what lies `below` it.
+pub fn open_as(
+    fd: OwnedFd,
+    access: Access,
+    format: Format,
+    below: Vec<(OwnedFd, Format)>,
+) -> Result<Box<dyn DiskBackend>, OpenDiskError> {
+    match format {
+        Format::Raw if below.is_empty() => Ok(open(fd, access)?),
+        Format::Raw => Err(OpenDiskError::RawWithBacking),
+        Format::Qcow2 => Ok(qcow2::open(fd, access, below)?),
     }
 }
 

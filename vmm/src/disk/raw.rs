@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{Access, DiskBackend, DiskOp, IoVec};
+use super::{Access, Blocks, DiskBackend, DiskOp, IoVec};
 
 /// A volume's descriptor cannot be a disk.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +20,12 @@ pub enum OpenRawError {
     /// A writable disk needs a descriptor that is.
     #[error("the volume is not open for writing")]
     NotWritable,
+    /// Blocks of a size that no driver expects.
+    #[error("the volume has blocks of {bytes} bytes; 512 and 4096 are supported")]
+    BlockSize {
+        /// As the device says.
+        bytes: u32,
+    },
     /// The kernel refused.
     #[error("could not examine the volume")]
     Examine(#[from] io::Error),
@@ -30,6 +36,36 @@ pub enum OpenRawError {
 pub struct RawFile {
     file: File,
     size: u64,
+    /// A regular file, which a write can make longer.
+    grows: bool,
+    blocks: Blocks,
+}
+
+/// Asks a block device for one of its numbers.
+fn ask(file: &File, request: libc::Ioctl) -> io::Result<u32> {
+    let mut answer: libc::c_int = 0;
+    // SAFETY: these requests write one int, which `answer` is.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), request, &raw mut answer) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    u32::try_from(answer).map_err(|_| io::ErrorKind::InvalidData.into())
+}
+
+/// Requests to block devices (`linux/fs.h`): logical block, physical block, optimal size.
+const BLKSSZGET: libc::Ioctl = 0x1268;
+const BLKPBSZGET: libc::Ioctl = 0x127b;
+const BLKIOOPT: libc::Ioctl = 0x1279;
+
+fn device_blocks(file: &File) -> io::Result<Blocks> {
+    let logical = ask(file, BLKSSZGET)?;
+    let physical = ask(file, BLKPBSZGET)?.clamp(logical, 1 << 20);
+    Ok(Blocks {
+        logical,
+        physical: 1 << physical.ilog2(),
+        optimal: ask(file, BLKIOOPT)?,
+        discard: physical.max(4096),
+    })
 }
 
 impl RawFile {
@@ -48,7 +84,22 @@ impl RawFile {
             return Err(OpenRawError::NotWritable);
         }
         let size = file.seek(SeekFrom::End(0))?;
-        Ok(Self { file, size })
+        let blocks = if kind.is_file() {
+            Blocks::default()
+        } else {
+            device_blocks(&file)?
+        };
+        if !matches!(blocks.logical, 512 | 4096) {
+            return Err(OpenRawError::BlockSize {
+                bytes: blocks.logical,
+            });
+        }
+        Ok(Self {
+            file,
+            size,
+            grows: kind.is_file(),
+            blocks,
+        })
     }
 
     /// In bytes.
@@ -56,7 +107,42 @@ impl RawFile {
         self.size
     }
 
-    /// The descriptor.
+    /// Looks how large it is now. It is to be `size`, so it may be longer but not shorter than that.
+    pub fn resize(&mut self, size: u64) -> io::Result<u64> {
+        let there = self.file.seek(SeekFrom::End(0))?;
+        if size < self.size || there < size {
+            return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+        }
+        self.size = size;
+        Ok(size)
+    }
+
+    /// Which blocks it is made of.
+    pub fn blocks(&self) -> Blocks {
+        self.blocks
+    }
+
+    /// Whether a write behind its end makes it longer.
+    pub fn grows(&self) -> bool {
+        self.grows
+    }
+
+    /// The same for two descriptors of one file or device.
+    pub fn identity(&self) -> io::Result<(u64, u64)> {
+        use std::os::unix::fs::MetadataExt;
+        let metadata = self.file.metadata()?;
+        Ok(match self.grows {
+            true => (metadata.dev(), metadata.ino()),
+            false => (u64::MAX, metadata.rdev()),
+        })
+    }
+
+    /// The open file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// The descriptor's number.
     pub fn fd(&self) -> RawFd {
         self.file.as_raw_fd()
     }
@@ -155,6 +241,14 @@ impl DiskBackend for BlockingDisk {
 
     fn wait(&mut self) -> io::Result<()> {
         Ok(())
+    }
+
+    fn resize(&mut self, size: u64) -> io::Result<u64> {
+        self.file.resize(size)
+    }
+
+    fn blocks(&self) -> Blocks {
+        self.file.blocks()
     }
 
     fn completion_event(&self) -> &EventFd {

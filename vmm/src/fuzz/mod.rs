@@ -89,6 +89,27 @@ fn fuzz_net_queue() {
     run(targets::net_queue);
 }
 
+#[test]
+fn fuzz_qcow2_image() {
+    run(targets::qcow2_image);
+}
+
+#[test]
+fn hostile_images_are_refused_read_and_written() {
+    let outcome = |seed| crate::disk::qcow2::crash::hostile_image(&bytes_of(seed));
+    let outcomes: Vec<_> = (0..300).map(outcome).collect();
+    let opened = outcomes.iter().filter(|(opened, ..)| *opened).count();
+    assert!((30..290).contains(&opened), "{opened} of 300 were opened");
+    assert!(outcomes.iter().filter(|(_, read, _)| *read > 0).count() > 30);
+    assert!(
+        outcomes
+            .iter()
+            .filter(|(_, _, written)| *written > 0)
+            .count()
+            > 30
+    );
+}
+
 /// A target that never gets past the first check finds nothing.
 #[test]
 fn the_targets_reach_both_success_and_failure() {

@@ -6,6 +6,7 @@ use crate::devices::virtio::VirtioPci;
 use crate::devices::virtio::block::stepping as block;
 use crate::devices::virtio::harness::{DriverRing, INDIRECT, NEXT, Recorder, WRITE, memory};
 use crate::devices::virtio::net::stepping as net;
+use crate::disk::qcow2::crash::hostile_image;
 use crate::interrupt::Interrupts;
 use crate::interrupt::fake::FakeLinks;
 use crate::pci::PciFunction;
@@ -270,6 +271,11 @@ pub(super) fn block_queue_outcome(data: &[u8]) -> (bool, u64, u64) {
         disk.counter("read_bytes_total"),
         disk.counter("write_bytes_total"),
     )
+}
+
+/// An image made by a stranger, and requests to it.
+pub(super) fn qcow2_image(data: &[u8]) {
+    hostile_image(data);
 }
 
 /// Buffers of any shape for a NIC, with frames on the way in.

@@ -29,9 +29,9 @@ pub(crate) mod harness;
 pub use device::VirtioDevice;
 pub use transport::{BAR_SIZE, VirtioPci};
 
-use crate::config::{DiskConfig, NicConfig};
-use crate::disk::raw::OpenRawError;
-use crate::disk::{self, Access};
+use crate::config::{DiskConfig, DiskFormat, NicConfig};
+use crate::disk::qcow2::Format;
+use crate::disk::{self, Access, OpenDiskError};
 use crate::net::NetBackend;
 use crate::net::tap::{OpenTapError, Tap};
 
@@ -44,7 +44,7 @@ pub enum CreateDeviceError {
         /// Which disk.
         id: String,
         /// Why.
-        source: OpenRawError,
+        source: OpenDiskError,
     },
     /// The descriptor cannot be a NIC's.
     #[error("could not use the tap device of NIC `{id}`")]
@@ -64,10 +64,11 @@ pub enum CreateDeviceError {
     },
 }
 
-/// An idle disk over `volume`. Starts its worker thread.
+/// An idle disk over `volume` and what lies `below` it. Starts its worker thread.
 pub fn block(
     config: &DiskConfig,
     volume: OwnedFd,
+    below: Vec<OwnedFd>,
 ) -> Result<Box<dyn VirtioDevice>, CreateDeviceError> {
     let id = config.id.clone();
     let access = if config.read_only {
@@ -75,10 +76,19 @@ pub fn block(
     } else {
         Access::ReadWrite
     };
-    let backend = disk::open(volume, access).map_err(|source| CreateDeviceError::Disk {
-        id: id.clone(),
-        source,
-    })?;
+    let format = |format| match format {
+        DiskFormat::Raw => Format::Raw,
+        DiskFormat::Qcow2 => Format::Qcow2,
+    };
+    let formats = config.backing.iter().map(|below| format(below.format));
+    let below = below.into_iter().zip(formats).collect();
+    let backend =
+        disk::open_as(volume, access, format(config.format), below).map_err(|source| {
+            CreateDeviceError::Disk {
+                id: id.clone(),
+                source,
+            }
+        })?;
     let wanted = block::BlockConfig {
         id: id.clone(),
         serial: config.serial.clone(),

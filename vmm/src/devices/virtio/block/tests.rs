@@ -7,12 +7,15 @@ use super::stepping::Stepped;
 use crate::devices::virtio::chain::BrokenQueue;
 use crate::devices::virtio::device::{VirtioDevice, feature};
 use crate::devices::virtio::harness::{DriverRing, NEXT, WRITE, activation, counter, memory};
-use crate::disk::{Access, DiskOp, open};
+use crate::disk::qcow2::Format;
+use crate::disk::qcow2::crash::empty_image;
+use crate::disk::{Access, DiskOp, open, open_as};
 
 const IN: u32 = 0;
 const OUT: u32 = 1;
 const FLUSH: u32 = 4;
 const GET_ID: u32 = 8;
+const DISCARD: u32 = 11;
 const WRITE_ZEROES: u32 = 13;
 
 const HEADER: u64 = 0x8000;
@@ -307,6 +310,78 @@ fn the_whole_device_writes_to_a_file_and_stops_with_its_queues() {
     disk.activate(activation(ring.mem.clone(), feature::COMMON, queues))
         .unwrap();
     until(|| !ring.take_used().is_empty());
+}
+
+/// The worker has its system call filter here, as in a machine.
+#[test]
+fn the_whole_device_writes_to_an_image_over_another_one() {
+    let mut base = tempfile::tempfile().unwrap();
+    std::io::Write::write_all(&mut base, &[0xb5; 1 << 20]).unwrap();
+    let named = tempfile::NamedTempFile::new().unwrap();
+    let mut image = empty_image(16, 1 << 20, 4);
+    // The header names a file; what is read is the descriptor that was given.
+    image[8..16].copy_from_slice(&104_u64.to_be_bytes());
+    image[16..20].copy_from_slice(&4_u32.to_be_bytes());
+    image[104..108].copy_from_slice(b"/etc");
+    std::fs::write(named.path(), image).unwrap();
+    let top = named.reopen().unwrap().into();
+    let below = vec![(base.into(), Format::Raw)];
+    let backend = open_as(top, Access::ReadWrite, Format::Qcow2, below).unwrap();
+    let config = BlockConfig {
+        id: "image".into(),
+        serial: "s1".into(),
+        access: Access::ReadWrite,
+        queues: 1,
+    };
+    let mut disk = Block::new(&config, backend).unwrap();
+    let mut ring = DriverRing::new(memory(), 16);
+    let active = ring.active(0);
+    let kick = active.kick.clone();
+    disk.activate(activation(ring.mem.clone(), feature::COMMON, vec![active]))
+        .unwrap();
+    let mut ask = |kind: u32, sector: u64, len: u32, byte: u8| {
+        let header = [&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat();
+        ring.write(HEADER, &header);
+        let range = [&sector.to_le_bytes()[..], &128_u32.to_le_bytes(), &[0; 4]].concat();
+        let data = if kind >= 11 {
+            range
+        } else {
+            vec![byte; len as usize]
+        };
+        ring.write(DATA, &data);
+        ring.descriptor(0, HEADER, 16, NEXT, if len > 0 { 1 } else { 2 });
+        ring.descriptor(1, DATA, len, NEXT | if kind == IN { WRITE } else { 0 }, 2);
+        ring.descriptor(2, STATUS, 1, WRITE, 0);
+        ring.offer(0);
+        kick.write(1).unwrap();
+        until(|| !ring.take_used().is_empty());
+        assert_eq!(ring.bytes(STATUS, 1), [0], "request {kind}");
+        ring.bytes(DATA, len as usize)
+    };
+    assert!(ask(IN, 7, 1024, 0)[..] == [0xb5; 1024]);
+    ask(OUT, 8, 4096, 0xab);
+    assert!(ask(IN, 15, 1024, 0)[..] == [[0xab; 512], [0xb5; 512]].concat());
+    ask(WRITE_ZEROES, 128, 16, 0);
+    assert!(ask(IN, 255, 1024, 0)[..] == [[0; 512], [0xb5; 512]].concat());
+    // What is discarded does not come back from below.
+    ask(OUT, 256, 512, 0xab);
+    ask(DISCARD, 256, 16, 0);
+    assert!(ask(IN, 255, 1024, 0)[..] == [0; 1024]);
+    ask(FLUSH, 0, 0, 0);
+    disk.stop();
+    assert_eq!(counter(&disk, "host_errors_total"), 0);
+    drop(disk);
+    let check = std::process::Command::new("qemu-img")
+        .arg("check")
+        .arg(format!(
+            r#"json:{{"driver":"qcow2","backing":null,"file":{{"driver":"file","filename":{:?}}}}}"#,
+            named.path()
+        ))
+        .output();
+    match check {
+        Ok(output) => assert!(output.status.success(), "{output:?}"),
+        Err(error) => println!("not checked: qemu-img does not run: {error}"),
+    }
 }
 
 #[test]
