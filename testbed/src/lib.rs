@@ -19,6 +19,7 @@ pub mod qmp;
 
 pub mod media;
 pub mod serial;
+pub mod web;
 
 pub mod agent;
 pub mod machine;
