@@ -1,5 +1,7 @@
 //! `make bench`: the figures, each with its limit, the machine it was measured on, and the raw samples kept.
 
+mod programs;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -58,10 +60,14 @@ pub async fn run() -> Result<bool> {
     println!("commit    {}", place.commit);
     println!("qemu      {}, {}", place.qemu, place.accelerator);
     if place.accelerator != Accelerator::Kvm.to_string() {
-        println!("          EMULATED: times say something as ratios only");
+        println!(
+            "          EMULATED: times say something as ratios only; the API is measured natively"
+        );
     }
     let mut figures = Vec::new();
     sizes(&mut figures)?;
+    programs::api(&mut figures)?;
+    programs::start(&mut figures)?;
     boots(&mut figures).await?;
     memory(&mut figures).await?;
 
