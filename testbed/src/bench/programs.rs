@@ -61,8 +61,8 @@ pub(super) fn api(figures: &mut Vec<Figure>) -> Result<()> {
         ("vm update, paced", "API: write p99 / fsync", Some(3.0)),
         (
             "vm update, at once",
-            "API: write, saturated, p99 / median",
-            None,
+            "API: write, saturated, p99 / fsync",
+            Some(3.0),
         ),
     ] {
         let samples = of(kind)?;
