@@ -157,12 +157,20 @@ async fn a_vm_process_is_walled_in_outlives_its_daemon_and_ends_when_told() {
         assert_eq!(status(pid, set), "0000000000000000", "{set}");
     }
     assert_eq!(status(pid, "NoNewPrivs"), "1");
+    let mut threads = Vec::new();
     for task in fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
         let task = task.unwrap().path();
         let status = fs::read_to_string(task.join("status")).unwrap();
         assert!(
             status.contains("Seccomp:\t2"),
             "a thread without a filter: {status}"
+        );
+        threads.push(fs::read_to_string(task.join("comm")).unwrap());
+    }
+    for kind in ["vcpu0", "disk-"] {
+        assert!(
+            threads.iter().any(|name| name.starts_with(kind)),
+            "no {kind} in {threads:?}"
         );
     }
     // What it sees.
@@ -183,7 +191,8 @@ async fn a_vm_process_is_walled_in_outlives_its_daemon_and_ends_when_told() {
         mounts[0].contains(" / tmpfs ro,nosuid,nodev,noexec"),
         "{mounts:?}"
     );
-    // What it holds: what it was given, and nothing of the daemon's.
+    // What it holds: what it was given, and nothing of the daemon's. The kernel names files without symbolic links.
+    let top = folder.path().canonicalize().unwrap();
     for fd in fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
         let target = fs::read_link(fd.unwrap().path()).unwrap();
         let target = target.to_string_lossy().into_owned();
@@ -195,11 +204,7 @@ async fn a_vm_process_is_walled_in_outlives_its_daemon_and_ends_when_told() {
             "/dev/kvm",
             "pipe:",
         ];
-        let given = [
-            folder.path().join("kernel"),
-            folder.path().join("vms"),
-            folder.path().join("data"),
-        ];
+        let given = [top.join("kernel"), top.join("vms"), top.join("data")];
         let fine = own.iter().any(|kind| target.starts_with(kind))
             || given
                 .iter()
@@ -229,7 +234,7 @@ async fn a_vm_process_is_walled_in_outlives_its_daemon_and_ends_when_told() {
     let consoles = supervisors.consoles(Leases::default());
     let mut serial = consoles.connect(vm).await.unwrap();
     let mut said = [0; 3];
-    tokio::time::timeout(Duration::from_secs(10), serial.read_exact(&mut said))
+    tokio::time::timeout(Duration::from_secs(60), serial.read_exact(&mut said))
         .await
         .unwrap()
         .unwrap();
@@ -256,6 +261,7 @@ async fn a_vm_process_is_walled_in_outlives_its_daemon_and_ends_when_told() {
     heir.forget(vm).await.unwrap();
     assert!(heir.list().is_empty());
     assert!(!config.run.join(vm.to_string()).exists());
+    // An ended process has let go of its volume, its io_uring included.
     pool.open(volume, false).await.unwrap();
 }
 

@@ -13,10 +13,10 @@ use super::{Blocks, DiskBackend, DiskOp, IoVec};
 
 /// Requests that are handed to the kernel at once. More than that may be in flight.
 const ENTRIES: u32 = 128;
-/// The disk's file is the only one registered with the ring.
-const FILE: types::Fixed = types::Fixed(0);
-
 /// A raw volume behind an io_uring.
+///
+/// The file is not registered with the ring: a ring is taken apart in the background, and would hold the file, and with it
+/// the volume's lock, for a while after the process has ended.
 pub struct UringDisk {
     /// Before the file: a ring that goes away waits for its requests.
     ring: IoUring,
@@ -27,35 +27,35 @@ pub struct UringDisk {
 impl UringDisk {
     /// A ring of its own for `file`; gives the file back where the kernel refuses one.
     pub fn new(file: RawFile) -> Result<Self, (RawFile, io::Error)> {
-        match ring_for(&file) {
+        match ring() {
             Ok((ring, event)) => Ok(Self { ring, event, file }),
             Err(error) => Err((file, error)),
         }
     }
 }
 
-fn ring_for(file: &RawFile) -> io::Result<(IoUring, EventFd)> {
+fn ring() -> io::Result<(IoUring, EventFd)> {
     let ring = IoUring::new(ENTRIES)?;
     let event = EventFd::new(EFD_NONBLOCK)?;
-    ring.submitter().register_files(&[file.fd()])?;
     ring.submitter().register_eventfd(event.as_raw_fd())?;
     Ok((ring, event))
 }
 
-fn entry(op: DiskOp, buffers: &[IoVec]) -> squeue::Entry {
+fn entry(file: &RawFile, op: DiskOp, buffers: &[IoVec]) -> squeue::Entry {
+    let file = types::Fd(file.fd());
     let (iovecs, count) = (IoVec::as_raw(buffers), buffers.len() as u32);
     match (op, fallocate_mode(op)) {
-        (DiskOp::Read { offset }, _) => opcode::Readv::new(FILE, iovecs, count)
+        (DiskOp::Read { offset }, _) => opcode::Readv::new(file, iovecs, count)
             .offset(offset)
             .build(),
-        (DiskOp::Write { offset }, _) => opcode::Writev::new(FILE, iovecs, count)
+        (DiskOp::Write { offset }, _) => opcode::Writev::new(file, iovecs, count)
             .offset(offset)
             .build(),
-        (_, Some((mode, offset, len))) => opcode::Fallocate::new(FILE, len)
+        (_, Some((mode, offset, len))) => opcode::Fallocate::new(file, len)
             .offset(offset)
             .mode(mode)
             .build(),
-        (_, None) => opcode::Fsync::new(FILE)
+        (_, None) => opcode::Fsync::new(file)
             .flags(types::FsyncFlags::DATASYNC)
             .build(),
     }
@@ -67,7 +67,7 @@ impl DiskBackend for UringDisk {
     }
 
     unsafe fn submit(&mut self, token: u64, op: DiskOp, buffers: &[IoVec]) -> io::Result<()> {
-        let entry = entry(op, buffers).user_data(token);
+        let entry = entry(&self.file, op, buffers).user_data(token);
         // SAFETY: the caller keeps the buffers, and the array that names them, valid until completion.
         if unsafe { self.ring.submission().push(&entry) }.is_ok() {
             return Ok(());
@@ -226,6 +226,33 @@ mod tests {
                 assert_eq!(result.unwrap(), 512);
                 assert!(seen.insert(token));
             });
+        }
+    }
+
+    #[test]
+    fn a_volume_is_free_as_soon_as_its_disk_is_gone() {
+        use rustix::fs::{FlockOperation, flock};
+        let named = tempfile::NamedTempFile::new().unwrap();
+        named.as_file().set_len(8192).unwrap();
+        let open = || {
+            std::fs::File::options()
+                .read(true)
+                .write(true)
+                .open(named.path())
+                .unwrap()
+        };
+        for round in 0..20 {
+            let file = open();
+            flock(&file, FlockOperation::NonBlockingLockExclusive)
+                .unwrap_or_else(|errno| panic!("round {round}: {errno}"));
+            let file = RawFile::new(file.into(), Access::ReadWrite).unwrap();
+            let Ok(mut disk) = UringDisk::new(file) else {
+                return println!("skipped: this kernel refuses io_uring");
+            };
+            let mut data = [1_u8; 512];
+            let buffers = [IoVec::new(data.as_mut_ptr(), 512)];
+            run(&mut disk, DiskOp::Write { offset: 0 }, &buffers).unwrap();
+            assert!(flock(open(), FlockOperation::NonBlockingLockExclusive).is_err());
         }
     }
 

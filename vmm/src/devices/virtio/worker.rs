@@ -56,19 +56,21 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts a thread called `name` (of which the kernel keeps 15 bytes).
+    /// Starts a thread called `name` (of which the kernel keeps 15 bytes) and returns once it has restricted itself.
     pub fn spawn(name: &str, mut worker: impl QueueWorker) -> io::Result<Self> {
         let (activations, to_run) = channel::<Activation>();
         let (give_back, stopped) = channel();
+        let (ready, readiness) = channel();
         let stop = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         let told_to_stop = stop.clone();
         let thread = std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
-                if let Err(error) = seccomp::apply(ThreadKind::Worker) {
-                    // Its device will say that the worker is gone, and the guest's driver will see that the device failed.
-                    use io::Write;
-                    let _ = writeln!(io::stderr(), "{error}");
+                let filtered = seccomp::apply(ThreadKind::Worker);
+                let go = filtered.is_ok();
+                // The receiver waits for exactly this.
+                let _ = ready.send(filtered);
+                if !go {
                     return;
                 }
                 while let Ok(activation) = to_run.recv() {
@@ -80,6 +82,8 @@ impl Worker {
                     }
                 }
             })?;
+        let filtered = readiness.recv().map_err(io::Error::other)?;
+        filtered.map_err(io::Error::other)?;
         Ok(Self {
             activations: Some(activations),
             stopped,
