@@ -52,7 +52,8 @@ fn in_a_namespace(test: &str) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return true;
     }
-    let name = format!("lqx-test-{}", std::process::id());
+    // The tests of one process run side by side.
+    let name = format!("lqx-test-{}-{test}", std::process::id());
     let server = format!("{name}-server");
     let quiet = |words: &[&str]| {
         let ended = std::process::Command::new("ip").args(words).output();
