@@ -50,10 +50,15 @@ impl GuestKernel {
         };
         let modules = match env::var_os("LQX_RUNNER_MODULES") {
             Some(path) => PathBuf::from(path),
-            None => unpacked_modules(&cache(), &release(&kernel)?)?,
+            None => modules_of(&kernel)?,
         };
         Ok(Self { kernel, modules })
     }
+}
+
+/// The `lib/modules/<release>` of an ELF kernel that `image` made, where `image` unpacked its package.
+pub fn modules_of(kernel: &Path) -> Result<PathBuf> {
+    unpacked_modules(&cache(), &release(kernel)?)
 }
 
 /// The release an ELF kernel says it is, for instance `6.1.0-50-amd64`.

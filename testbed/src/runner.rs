@@ -25,7 +25,7 @@ use sha2::{Digest, Sha256};
 use crate::accel::{Accelerator, KERNEL_ARGUMENTS};
 use crate::agent;
 use crate::agent::runner::{Job, Said};
-use crate::artifacts::{GuestKernel, cache, dist};
+use crate::artifacts::{GuestKernel, cache, dist, modules_of};
 use crate::initramfs::Initramfs;
 use crate::modules::Modules;
 use crate::process;
@@ -52,6 +52,8 @@ const MODULES: &[&str] = &[
     "9p",
     "9pnet_virtio",
     "overlay",
+    // libcrc32c, below netfilter and ext4, takes it by name when it is loaded.
+    "crc32c_generic",
     "kvm-amd",
     "kvm-intel",
     "tun",
@@ -339,19 +341,21 @@ impl Settings {
         let mut offer = |name: &str, value: String| {
             environment.entry(name.to_owned()).or_insert(value);
         };
-        // A bzImage and an ELF kernel for tests that boot a real one, and the smallest initramfs that ends by itself.
-        if let (Ok(compressed), Ok(elf)) = (dist("guest/vmlinuz"), dist("guest/vmlinux")) {
+        // Kernels for tests that boot a real one: the ELF one first, which is the quick one. Both have the same modules.
+        if let (Ok(elf), Ok(compressed)) = (dist("guest/vmlinux"), dist("guest/vmlinuz")) {
             offer(
                 "LQX_TEST_KERNEL",
-                format!("{}:{}", compressed.display(), elf.display()),
+                format!("{}:{}", elf.display(), compressed.display()),
             );
+            offer("LQX_TEST_MODULES", modules_of(&elf)?.display().to_string());
         }
+        // The smallest initramfs that ends by itself.
         offer(
             "LQX_TEST_INITRD",
             saved.file("test-initrd").display().to_string(),
         );
         offer("LQX_TEST_MARKER", agent::UP_MARKER.to_owned());
-        let mut entropy = [0u8; 64];
+        let mut entropy = vec![0; agent::entropy::BYTES];
         File::open("/dev/urandom")?.read_exact(&mut entropy)?;
         let writable = self.writable.iter().enumerate();
         Ok(Job {
@@ -360,7 +364,7 @@ impl Settings {
                     .duration_since(SystemTime::UNIX_EPOCH)?
                     .as_secs(),
             )?,
-            entropy: entropy.iter().map(|byte| format!("{byte:02x}")).collect(),
+            entropy,
             writable: writable
                 .map(|(at, path)| (format!("rw{at}"), path.display().to_string()))
                 .collect(),

@@ -34,8 +34,8 @@ pub enum Stage {
 
 /// Packages all of whose integration tests need `/dev/kvm`.
 const KVM_PACKAGES: &[&str] = &["vmm"];
-/// Integration tests of other packages that need a `/dev/kvm` which boots Linux, by what is in their names.
-const KVM_NAMES: &[&str] = &["kvm"];
+/// Integration tests of `hostd` that need `/dev/kvm`, or devices and namespaces of a kernel that we know.
+const KVM_NAMES: &[&str] = &["jail", "network"];
 /// Tests of this package that boot appliances.
 const LAB_TESTS: &[&str] = &["appliance", "cli", "install", "vms", "survival", "security"];
 
@@ -47,7 +47,12 @@ pub struct Totals {
     /// Test and reason.
     skipped: Vec<(String, String)>,
     failures: Vec<String>,
+    /// Of each program with a failure: how its output ended.
+    endings: Vec<Vec<String>>,
 }
+
+/// How much of the output of a program with a failure is shown once more at the end, in lines.
+const ENDING: usize = 100;
 
 /// An integration test target.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,7 +63,7 @@ struct Target {
 
 impl Target {
     fn stage(&self) -> Stage {
-        let named = KVM_NAMES.iter().any(|part| self.name.contains(part));
+        let named = KVM_NAMES.contains(&self.name.as_str());
         if self.package == "testbed" && LAB_TESTS.contains(&self.name.as_str()) {
             Stage::Testbed
         } else if KVM_PACKAGES.contains(&self.package.as_str())
@@ -88,6 +93,12 @@ pub fn run(stages: &[Stage], only: Option<&str>) -> Result<bool> {
                 .with_context(|| format!("running the {stage:?} tests"))?;
         }
         println!("== {stage:?}: {}", minutes(started.elapsed()));
+    }
+    for ending in &totals.endings {
+        println!("== Once more, what failed");
+        for line in ending {
+            println!("{line}");
+        }
     }
     for (test, reason) in &totals.skipped {
         println!("skipped {test}: {reason}");
@@ -242,9 +253,10 @@ impl Totals {
         let status = child.wait()?;
         reading.finish(self);
         if !status.success() && self.failed == before.1 {
-            // It did not get as far as running tests, or one of the programs died.
+            // It did not get as far as running tests.
             self.failed += 1;
             self.failures.push(format!("cargo test: {status}"));
+            self.endings.push(reading.ending());
         }
         if status.success() && (self.passed, self.failed) == before && self.skipped.is_empty() {
             bail!("not a single test ran");
@@ -268,6 +280,11 @@ struct Reading {
     outcome: Regex,
     heading: Regex,
     skip: Regex,
+    program: Regex,
+    /// The program that is running, until its result is read.
+    running: Option<String>,
+    /// What was printed since it was started.
+    printed: Vec<String>,
     current: Option<String>,
     /// Inside the output of passing tests, which is not worth printing.
     quiet: bool,
@@ -283,6 +300,9 @@ impl Reading {
             )?,
             heading: Regex::new(r"^---- (\S+) std(?:out|err) ----$")?,
             skip: Regex::new(r"^(?:SKIP|skipped)(?: \S+)?: (.+)$")?,
+            program: Regex::new(r"^\s*Running (?:unittests )?(\S+) \(.*\)$")?,
+            running: None,
+            printed: Vec::new(),
             current: None,
             quiet: false,
             skips: BTreeMap::new(),
@@ -292,11 +312,24 @@ impl Reading {
     /// Takes a line in; true when it is to be printed.
     fn line(&mut self, line: &str, totals: &mut Totals) -> bool {
         let line = line.trim_end();
+        if let Some(found) = self.program.captures(line) {
+            self.finish(totals);
+            self.running = Some(found[1].to_owned());
+            self.printed.clear();
+            self.quiet = false;
+        }
+        if !self.quiet {
+            self.printed.push(line.to_owned());
+        }
         if let Some(found) = self.result.captures(line) {
             let number = |at: usize| found[at].parse::<u64>().unwrap_or(0);
             totals.passed += number(1);
             totals.failed += number(2);
             self.quiet = false;
+            if number(2) > 0 {
+                totals.endings.push(self.ending());
+            }
+            self.running = None;
             self.finish(totals);
         } else if let Some(found) = self.outcome.captures(line) {
             match found.get(2) {
@@ -319,8 +352,19 @@ impl Reading {
         !self.quiet
     }
 
-    /// At the end of a test program: its skipped tests were counted as passed.
+    /// The end of what the program printed.
+    fn ending(&self) -> Vec<String> {
+        let skip = self.printed.len().saturating_sub(ENDING);
+        self.printed[skip..].to_vec()
+    }
+
+    /// At the end of a test program: its skipped tests were counted as passed. One that gave no result has died.
     fn finish(&mut self, totals: &mut Totals) {
+        if let Some(program) = self.running.take() {
+            totals.failed += 1;
+            totals.failures.push(format!("{program}: died"));
+            totals.endings.push(self.ending());
+        }
         for skip in std::mem::take(&mut self.skips) {
             totals.passed = totals.passed.saturating_sub(1);
             totals.skipped.push(skip);
@@ -377,6 +421,7 @@ test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; 
         assert!(printed.contains(&"skipped in vain: it failed"));
         expect!["1 passed, 1 failed, 2 skipped"].assert_eq(&totals.line());
         assert_eq!(totals.failures, ["b"]);
+        assert!(totals.endings[0].contains(&"skipped in vain: it failed".to_owned()));
         assert_eq!(
             totals.skipped[0],
             ("c".to_owned(), "ignored: needs a GPU".to_owned())
@@ -385,6 +430,29 @@ test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; 
             totals.skipped[1],
             ("a".to_owned(), "no /dev/kvm".to_owned())
         );
+    }
+
+    #[test]
+    fn a_program_that_dies_is_named_and_its_end_is_shown() {
+        let output = "\
+     Running tests/boot.rs (target/debug/deps/boot-8bdbb1df640d875e)
+running 2 tests
+test a ... ok
+kvm-runner: the guest is gone
+error: test failed, to rerun pass `-p vmm --test boot`
+     Running unittests src/lib.rs (target/debug/deps/vmm-0)
+test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.16s
+";
+        let mut totals = Totals::default();
+        let mut reading = Reading::new().unwrap();
+        for line in output.lines() {
+            reading.line(line, &mut totals);
+        }
+        reading.finish(&mut totals);
+        assert_eq!(totals.line(), "3 passed, 1 failed, 0 skipped");
+        assert_eq!(totals.failures, ["tests/boot.rs: died"]);
+        assert_eq!(totals.endings.len(), 1);
+        assert!(totals.endings[0].contains(&"kvm-runner: the guest is gone".to_owned()));
     }
 
     #[test]
@@ -397,8 +465,8 @@ test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; 
             .stage()
         };
         assert_eq!(stage("vmm", "boot"), Stage::Kvm);
-        assert_eq!(stage("hostd", "jail"), Stage::Unit);
-        assert_eq!(stage("hostd", "kvm_guest"), Stage::Kvm);
+        assert_eq!(stage("hostd", "jail"), Stage::Kvm);
+        assert_eq!(stage("hostd", "network"), Stage::Kvm);
         assert_eq!(stage("hostd", "api"), Stage::Unit);
         assert_eq!(stage("testbed", "vms"), Stage::Testbed);
         assert_eq!(stage("testbed", "tidy"), Stage::Unit);

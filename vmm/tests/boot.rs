@@ -336,18 +336,20 @@ fn linux_boots_to_userspace_and_switches_off() {
 
 #[test]
 fn linux_brings_up_all_its_vcpus_and_restarts() {
-    for kernel in kernels() {
-        let Some(kvm) = kvm() else { return };
-        let spec = Spec {
-            vcpus: 2,
-            ..Spec::linux(&kernel, file(&one_shot(MARKER, RESTART)))
-        };
-        let mut guest = Guest::start(kvm, spec);
-        let output = guest.wait_output(MARKER.trim()).to_owned();
-        assert!(output.contains("Brought up 1 node, 2 CPUs"), "{output}");
-        let (reason, output) = guest.wait_end();
-        assert_eq!(reason, ExitReason::GuestReset, "{kernel}:\n{output}");
-    }
+    // One kernel will do: how it was loaded makes no difference to its further CPUs.
+    let Some(kernel) = kernels().into_iter().next() else {
+        return;
+    };
+    let Some(kvm) = kvm() else { return };
+    let spec = Spec {
+        vcpus: 2,
+        ..Spec::linux(&kernel, file(&one_shot(MARKER, RESTART)))
+    };
+    let mut guest = Guest::start(kvm, spec);
+    let output = guest.wait_output(MARKER.trim()).to_owned();
+    assert!(output.contains("Brought up 1 node, 2 CPUs"), "{output}");
+    let (reason, output) = guest.wait_end();
+    assert_eq!(reason, ExitReason::GuestReset, "{kernel}:\n{output}");
 }
 
 #[test]
@@ -380,13 +382,14 @@ fn the_given_initial_ram_disk_runs_to_its_end() {
         eprintln!("SKIP: LQX_TEST_INITRD names no initial RAM disk");
         return;
     };
-    for kernel in kernels() {
-        let Some(kvm) = kvm() else { return };
-        let mut guest = Guest::start(kvm, Spec::linux(&kernel, File::open(&initrd).unwrap()));
-        if let Ok(marker) = std::env::var("LQX_TEST_MARKER") {
-            guest.wait_output(&marker);
-        }
-        let (reason, output) = guest.wait_end();
-        assert_eq!(reason, ExitReason::GuestPowerOff, "{kernel}:\n{output}");
+    let Some(kernel) = kernels().into_iter().next() else {
+        return;
+    };
+    let Some(kvm) = kvm() else { return };
+    let mut guest = Guest::start(kvm, Spec::linux(&kernel, File::open(&initrd).unwrap()));
+    if let Ok(marker) = std::env::var("LQX_TEST_MARKER") {
+        guest.wait_output(&marker);
     }
+    let (reason, output) = guest.wait_end();
+    assert_eq!(reason, ExitReason::GuestPowerOff, "{kernel}:\n{output}");
 }

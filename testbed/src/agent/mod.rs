@@ -4,6 +4,7 @@
 //! word it is the smallest guest there is: up, and off again.
 
 pub mod client;
+pub mod entropy;
 pub mod helper;
 pub mod runner;
 

@@ -12,15 +12,15 @@ use rustix::mount::mount_bind_recursive;
 use rustix::time::{ClockId, Timespec, clock_settime};
 use serde::{Deserialize, Serialize};
 
-use super::{load_modules, mount_at, port};
+use super::{entropy, load_modules, mount_at, port};
 
 /// What to run, as the host says it.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Job {
     /// Seconds since the epoch: a resumed guest's clock stands where it was saved.
     pub now_seconds: i64,
-    /// Fresh random bytes, hexadecimal: resumed guests would all draw the same numbers.
-    pub entropy: String,
+    /// Fresh random bytes, [`entropy::BYTES`] of them: resumed guests would all draw the same numbers.
+    pub entropy: Vec<u8>,
     /// Host folders to see writable: 9p tag and path.
     pub writable: Vec<(String, String)>,
     /// The program, an absolute path or a name to be found in `PATH`.
@@ -101,7 +101,8 @@ fn run(job: Job) -> Result<i32> {
         tv_nsec: 0,
     };
     clock_settime(ClockId::Realtime, now).context("setting the clock")?;
-    fs::write("/dev/urandom", job.entropy.as_bytes()).context("stirring the random numbers")?;
+    let random = job.entropy.as_slice().try_into();
+    entropy::credit(random.context("counting the random bytes")?)?;
 
     mount_at(
         "host",

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use super::initramfs::archive;
-use super::{Guest, file};
+use super::{Guest, file, kernels_with_modules};
 use vmm::control::ExitReason;
 
 const INIT: &str = "#!/bin/busybox sh
@@ -23,10 +23,7 @@ exec sh
 
 /// An initial RAM disk with these drivers, loaded in this order, and a shell; or the reason to skip on standard error.
 pub fn modules(names: &[&str]) -> Option<File> {
-    let Ok(folder) = std::env::var("LQX_TEST_MODULES") else {
-        eprintln!("SKIP: LQX_TEST_MODULES names no folder with the test kernel's modules");
-        return None;
-    };
+    let (_, folder) = kernels_with_modules().into_iter().next()?;
     let busybox = std::env::var("LQX_TEST_BUSYBOX").unwrap_or("/usr/bin/busybox".into());
     let Ok(busybox) = fs::read(&busybox) else {
         eprintln!("SKIP: no static busybox at {busybox}");
