@@ -29,7 +29,7 @@ use hostd::auth::{Auth, AuthConfig, HashCost};
 use hostd::cluster::{Cluster, ClusterConfig};
 use hostd::fake;
 use hostd::http::{
-    Consoles, Context, HostNames, Limits, ServerConfig, SystemApi, TlsIdentity, serve,
+    Context, HostNames, Limits, ServerConfig, SystemApi, TlsIdentity, VmProcesses, serve,
 };
 use hostd::install::fetch::hex;
 use hostd::metrics::Metrics;
@@ -237,7 +237,7 @@ impl Host {
             auth: Auth::open(auth)?,
             system: Arc::new(Nothing),
             installer: None,
-            consoles: Arc::new(Nothing),
+            vms: Arc::new(Nothing),
             images: Arc::new(images),
             tls: Some(tls.clone()),
             metrics: Metrics::default(),
@@ -432,7 +432,7 @@ fn not_here() -> ApiError {
     ApiError::new(api::ErrorCode::NotImplemented, "not in a bench", "")
 }
 
-impl Consoles for Nothing {
+impl VmProcesses for Nothing {
     fn connect(&self, _: VmId) -> BoxFuture<'_, std::io::Result<UnixStream>> {
         Box::pin(async { Err(std::io::ErrorKind::NotFound.into()) })
     }

@@ -1,17 +1,21 @@
 //! Samples, and `/metrics` in OpenMetrics text.
 
+mod vms;
+
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
 use std::time::Duration;
 
 use hostd_state::State;
 use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::{Family, MetricConstructor};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+
+pub use vms::VmCounters;
 
 /// What the reply is.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -37,12 +41,6 @@ struct PhaseLabels {
     phase: String,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct GuestErrorLabels {
-    vm: String,
-    device: String,
-}
-
 #[derive(Debug, Clone)]
 struct Latencies;
 
@@ -63,7 +61,6 @@ struct Shared {
     registry: Registry,
     requests: Family<RequestLabels, Counter>,
     latencies: Family<EndpointLabels, Histogram, Latencies>,
-    guest_errors: Family<GuestErrorLabels, Counter>,
     vms: Family<PhaseLabels, Gauge>,
     revision: Gauge,
     memory_promised: Gauge,
@@ -83,12 +80,6 @@ impl Default for Metrics {
             help,
             Unit::Seconds,
             latencies.clone(),
-        );
-        let guest_errors = Family::default();
-        registry.register(
-            "guest_errors",
-            "Mistakes of guests' drivers, by device",
-            guest_errors.clone(),
         );
         let vms = Family::default();
         registry.register("vms", "VMs by phase", vms.clone());
@@ -119,7 +110,6 @@ impl Default for Metrics {
             registry,
             requests,
             latencies,
-            guest_errors,
             vms,
             revision,
             memory_promised,
@@ -145,33 +135,13 @@ impl Metrics {
             .observe(took.as_secs_f64());
     }
 
-    /// A guest's driver made so many more mistakes. Called by the VMs' supervisors.
-    pub fn guest_errors(&self, vm: &str, device: &str, more: u64) {
-        let labels = GuestErrorLabels {
-            vm: vm.to_owned(),
-            device: device.to_owned(),
-        };
-        self.shared.guest_errors.get_or_create(&labels).inc_by(more);
-    }
-
-    /// A VM is gone: so are its samples.
-    pub fn forget_guest(&self, vm: &str, devices: &[&str]) {
-        for device in devices {
-            let labels = GuestErrorLabels {
-                vm: vm.to_owned(),
-                device: (*device).to_owned(),
-            };
-            self.shared.guest_errors.remove(&labels);
-        }
-    }
-
     /// A connection was opened (1) or closed (-1).
     pub(crate) fn connection(&self, change: i64) {
         self.shared.connections.inc_by(change);
     }
 
-    /// Everything as text, with what is agreed on as it is now.
-    pub fn text(&self, state: &State) -> Result<String, std::fmt::Error> {
+    /// Everything as text, with what is agreed on as it is now, and what the VM processes have counted.
+    pub fn text(&self, state: &State, counted: &[VmCounters]) -> Result<String, std::fmt::Error> {
         let shared = &self.shared;
         shared
             .revision
@@ -190,7 +160,9 @@ impl Metrics {
             .set(i64::try_from(promised).unwrap_or(i64::MAX));
         shared.resident.set(resident_bytes());
         let mut text = String::new();
-        encode(&mut text, &shared.registry)?;
+        encode_registry(&mut text, &shared.registry)?;
+        encode_registry(&mut text, &vms::registry(counted))?;
+        encode_eof(&mut text)?;
         Ok(text)
     }
 }
@@ -221,18 +193,19 @@ mod tests {
     fn the_text_has_units_and_an_end() {
         let metrics = Metrics::default();
         metrics.request("vm_list", 200, Duration::from_millis(3));
-        metrics.guest_errors("web", "net0", 2);
-        let text = metrics.text(&State::default()).unwrap();
+        let counted = VmCounters {
+            vm: "web".into(),
+            counters: [("disk.root.reads_total".to_owned(), 2)].into(),
+        };
+        let text = metrics.text(&State::default(), &[counted]).unwrap();
         for line in [
             "lqx_http_requests_total{endpoint=\"vm_list\",status=\"200\"} 1",
             "lqx_http_request_duration_seconds_bucket{le=\"0.005\",endpoint=\"vm_list\"} 1",
-            "lqx_guest_errors_total{vm=\"web\",device=\"net0\"} 2",
+            "lqx_vm_disk_reads_total{vm=\"web\",disk=\"root\"} 2",
             "lqx_revision 0",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }
         assert!(text.contains("lqx_resident_memory_bytes ") && text.ends_with("# EOF\n"));
-        metrics.forget_guest("web", &["net0"]);
-        assert!(!metrics.text(&State::default()).unwrap().contains("net0"));
     }
 }

@@ -12,7 +12,7 @@ use api::ids::{ImageId, VmId, VolumeId};
 use api::units::Percent;
 use api::vms::VmExit;
 use common::launch_config;
-use hostd::http::hands::Consoles;
+use hostd::http::hands::VmProcesses;
 use hostd::network::Leases;
 use hostd::storage::file::FileVolumes;
 use hostd::storage::{VolumePlan, Volumes};
@@ -231,15 +231,18 @@ async fn a_vm_process_is_walled_in_outlives_its_daemon_and_ends_when_told() {
     }
 
     // Its console has what was said since power-on.
-    let consoles = supervisors.consoles(Leases::default());
-    let mut serial = consoles.connect(vm).await.unwrap();
+    let processes = supervisors.processes(Leases::default());
+    let mut serial = processes.connect(vm).await.unwrap();
     let mut said = [0; 3];
     tokio::time::timeout(Duration::from_secs(60), serial.read_exact(&mut said))
         .await
         .unwrap()
         .unwrap();
     assert_eq!(&said, b"OK\n");
-    assert!(supervisors.metrics(vm).await.is_ok());
+    assert!(
+        processes.counters(vm).await["vcpu0_io_exits_total"] >= 3,
+        "one exit for each byte it printed"
+    );
 
     // Nobody else writes to its volume, also when the daemon is gone.
     supervisors.shutdown().await;

@@ -48,6 +48,15 @@ fn a_vm_lives_its_whole_life() -> Result<()> {
             .run("echo kept >/data/note && sync", secs(30))
             .await?;
         refused(api.vm_delete(vm.id).await, ErrorCode::WrongPhase)?;
+        // What it did is counted.
+        let metrics = api.metrics_get().await?;
+        for family in ["vm_disk_writes", "vm_nic_sent_frames"] {
+            let sample = metrics
+                .lines()
+                .find(|line| line.starts_with(&format!("lqx_{family}_total{{vm=\"web\"")));
+            let counted = sample.and_then(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
+            ensure!(counted > Some(0), "{family}: {sample:?}");
+        }
 
         // A reboot asked for from outside: an orderly shutdown, then the same disk again.
         let reboot = api.vm_reboot(vm.id).await?;

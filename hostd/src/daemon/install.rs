@@ -16,7 +16,7 @@ use super::{Base, consoles, join, local_socket};
 use crate::auth::{Auth, AuthConfig};
 use crate::host::power::Power;
 use crate::host::system::Machine;
-use crate::http::{self, Consoles, Context, ImageStore, ServerConfig, Upload};
+use crate::http::{self, Context, ImageStore, ServerConfig, Upload, VmProcesses};
 use crate::install::seed::SeedPlace;
 use crate::install::{Environment, Installer};
 use crate::metrics::Metrics;
@@ -49,7 +49,7 @@ pub(super) async fn run(base: &Base) -> Result<()> {
             power: Power::of_machine(),
         }),
         installer: Some(Arc::new(installer.clone())),
-        consoles: Arc::new(NoVms),
+        vms: Arc::new(NoVms),
         images: Arc::new(NoVms),
         tls: None,
         metrics: Metrics::default(),
@@ -117,7 +117,7 @@ fn refuse(installer: &Installer, error: &dyn std::error::Error) {
 /// A machine that is not installed has neither VMs nor images. The routes refuse before these are asked.
 struct NoVms;
 
-impl Consoles for NoVms {
+impl VmProcesses for NoVms {
     fn connect(&self, _: VmId) -> BoxFuture<'_, io::Result<UnixStream>> {
         Box::pin(async { Err(io::ErrorKind::NotFound.into()) })
     }

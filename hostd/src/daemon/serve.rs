@@ -79,7 +79,7 @@ pub(super) async fn run(base: &Base, install: &Install) -> Result<()> {
         Supervisors::start(LaunchConfig::appliance()).context("starting the VM supervisors")?;
     let volumes = FileVolumes::open_pool(Path::new(DATA)).context("opening the volumes")?;
     let images = FileImages::open_store(Path::new(DATA)).context("opening the images")?;
-    let vm_consoles = supervisors.consoles(links.leases());
+    let vm_processes = supervisors.processes(links.leases());
     let hands = Hands {
         launcher: supervisors.clone(),
         volumes,
@@ -114,7 +114,7 @@ pub(super) async fn run(base: &Base, install: &Install) -> Result<()> {
             drain,
         }),
         installer: None,
-        consoles: Arc::new(vm_consoles),
+        vms: Arc::new(vm_processes),
         images: Arc::new(images),
         tls: Some(tls.clone()),
         metrics: Metrics::default(),

@@ -6,7 +6,7 @@ use api::ids::HostId;
 use api::system::Mode;
 use api::{ApiError, ErrorCode};
 
-use super::hands::{Consoles, ImageStore, InstallerApi, SystemApi};
+use super::hands::{ImageStore, InstallerApi, SystemApi, VmProcesses};
 use super::tls::TlsIdentity;
 use crate::auth::Auth;
 use crate::cluster::Cluster;
@@ -28,8 +28,8 @@ pub struct Context {
     pub system: Arc<dyn SystemApi>,
     /// The installer; only while installing.
     pub installer: Option<Arc<dyn InstallerApi>>,
-    /// Serial consoles.
-    pub consoles: Arc<dyn Consoles>,
+    /// VM processes.
+    pub vms: Arc<dyn VmProcesses>,
     /// Images' bytes.
     pub images: Arc<dyn ImageStore>,
     /// For its fingerprint.

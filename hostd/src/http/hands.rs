@@ -3,6 +3,7 @@
 //! Agreed state is not here: that is asked of the cluster. Each trait has its real implementation where the work is
 //! done (`host`, `install`, `vms`, `storage`) and a fake in the tests.
 
+use std::collections::BTreeMap;
 use std::io;
 
 use api::ApiError;
@@ -44,9 +45,9 @@ pub trait InstallerApi: Send + Sync {
     fn start(&self, request: InstallRequest) -> BoxFuture<'_, Result<InstallStatus, ApiError>>;
 }
 
-/// The serial consoles of this host's VMs.
-pub trait Consoles: Send + Sync {
-    /// Connects: first comes what was said since power-on, then what is said; what is written is typed.
+/// The VM processes of this host, as far as handlers look into them.
+pub trait VmProcesses: Send + Sync {
+    /// Connects to a serial console: first comes what was said since power-on, then what is said; what is written is typed.
     /// `NotFound` or `ConnectionRefused` when the VM has no process here.
     fn connect(&self, vm: VmId) -> BoxFuture<'_, io::Result<UnixStream>>;
 
@@ -54,6 +55,13 @@ pub trait Consoles: Send + Sync {
     fn leased_address(&self, mac: &str) -> Option<String> {
         let _ = mac;
         None
+    }
+
+    /// The counters of a VM's devices, by name; empty when it has no process here or that does not answer in time. What
+    /// stands in them is the process's word: it is not trusted.
+    fn counters(&self, vm: VmId) -> BoxFuture<'_, BTreeMap<String, u64>> {
+        let _ = vm;
+        Box::pin(std::future::ready(BTreeMap::new()))
     }
 }
 

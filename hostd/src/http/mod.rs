@@ -20,6 +20,6 @@ mod events;
 mod serial;
 
 pub use context::Context;
-pub use hands::{Consoles, ImageStore, InstallerApi, SystemApi, Upload};
+pub use hands::{ImageStore, InstallerApi, SystemApi, Upload, VmProcesses};
 pub use server::{Limits, ServerConfig, serve};
 pub use tls::{HostNames, TlsIdentity};

@@ -56,7 +56,7 @@ pub(super) async fn vm_serial(mut call: Call) -> Result<Reply, ApiError> {
 
 async fn connect(call: &Call, vm: VmId, name: &str) -> Result<UnixStream, ApiError> {
     call.context
-        .consoles
+        .vms
         .connect(vm)
         .await
         .map_err(|error| match error.kind() {

@@ -30,8 +30,8 @@ pub mod launch;
 
 pub mod adopt;
 pub mod control;
+pub mod processes;
 pub mod requests;
-pub mod serial;
 pub mod supervisor;
 
 pub use plan::VmPlan;

@@ -22,8 +22,8 @@ use super::cgroup::Cgroups;
 use super::control::{Control, ControlError};
 use super::jail::Watched;
 use super::launch::{LaunchConfig, LaunchError, ProcessRecord, UID_FIRST, VmFolder, launch};
+use super::processes::LocalProcesses;
 use super::requests::{Action, answer};
-use super::serial::SerialConsoles;
 use super::{HaveVm, Launcher, Opened, Phase, VmPlan, VmRequest, adopt, fault};
 use crate::network::Leases;
 use crate::report::chain;
@@ -103,9 +103,9 @@ impl Supervisors {
         Ok(supervisors)
     }
 
-    /// The consoles of these VMs.
-    pub fn consoles(&self, leases: Leases) -> SerialConsoles {
-        SerialConsoles::new(&self.shared.config.run, leases)
+    /// The way into these processes for handlers.
+    pub fn processes(&self, leases: Leases) -> LocalProcesses {
+        LocalProcesses::new(&self.shared.config.run, leases)
     }
 
     /// The process id of a living VM.
@@ -116,20 +116,6 @@ impl Supervisors {
             Phase::Ended(_) => None,
             Phase::Starting | Phase::Running | Phase::Paused => {
                 entry.process.as_ref().map(|process| process.pid)
-            }
-        }
-    }
-
-    /// The counters of a living VM.
-    ///
-    /// # Errors
-    /// It does not answer.
-    pub async fn metrics(&self, vm: VmId) -> Result<BTreeMap<String, u64>, ControlError> {
-        let path = VmFolder::of(&self.shared.config.run, vm).control();
-        match super::control::ask(&path, Operation::Metrics).await? {
-            vmm::control::Answer::Metrics { counters } => Ok(counters),
-            vmm::control::Answer::Done | vmm::control::Answer::Status(_) => {
-                Err(ControlError::Garbage)
             }
         }
     }

@@ -122,13 +122,13 @@ async fn from_an_image_to_a_running_vm_and_back_to_nothing() {
     assert_eq!(started.object.id, vm.id);
     admin.task_wait(started.task, WITHIN).await.unwrap();
     assert_eq!(admin.vm_get(vm.id).await.unwrap().phase, VmPhase::Running);
-    assert!(
-        admin
-            .metrics_get()
-            .await
-            .unwrap()
-            .contains("lqx_vms{phase=\"running\"} 1")
-    );
+    let metrics = admin.metrics_get().await.unwrap();
+    for sample in [
+        "lqx_vms{phase=\"running\"} 1",
+        "lqx_vm_disk_reads_total{vm=\"web\",disk=\"root\"} 5",
+    ] {
+        assert!(metrics.contains(sample), "{sample} is not in\n{metrics}");
+    }
     assert_eq!(
         admin.system_get().await.unwrap().memory_promised,
         api::units::Mib(64)

@@ -20,7 +20,8 @@ use hostd::auth::{Auth, AuthConfig, HashCost};
 use hostd::cluster::{Cluster, ClusterConfig};
 use hostd::fake::{FakeLauncher, FakeLinks, FakeVolumes};
 use hostd::http::{
-    Consoles, Context, HostNames, InstallerApi, Limits, ServerConfig, SystemApi, TlsIdentity, serve,
+    Context, HostNames, InstallerApi, Limits, ServerConfig, SystemApi, TlsIdentity, VmProcesses,
+    serve,
 };
 use hostd::metrics::Metrics;
 use hostd::reconcile::{Hands, Reconcilers};
@@ -111,7 +112,7 @@ impl Lab {
             system: system.clone(),
             installer: (wish.mode == Mode::Install)
                 .then(|| Arc::new(FakeInstaller) as Arc<dyn InstallerApi>),
-            consoles: Arc::new(FakeConsoles),
+            vms: Arc::new(FakeVms),
             images: Arc::new(images),
             tls: Some(tls.clone()),
             metrics: Metrics::default(),
@@ -261,10 +262,10 @@ async fn cluster(dir: &TempDir, host: HostId) -> Cluster {
     cluster
 }
 
-/// Consoles that show a line and answer what is typed in capitals.
-struct FakeConsoles;
+/// Processes whose consoles show a line and answer what is typed in capitals, and which have counted a little.
+struct FakeVms;
 
-impl Consoles for FakeConsoles {
+impl VmProcesses for FakeVms {
     fn connect(&self, _: VmId) -> BoxFuture<'_, io::Result<UnixStream>> {
         Box::pin(async {
             let (ours, mut guest) = UnixStream::pair()?;
@@ -288,6 +289,11 @@ impl Consoles for FakeConsoles {
 
     fn leased_address(&self, _: &str) -> Option<String> {
         Some("10.77.0.9".to_owned())
+    }
+
+    fn counters(&self, _: VmId) -> BoxFuture<'_, BTreeMap<String, u64>> {
+        let counters = BTreeMap::from([("disk.root.reads_total".to_owned(), 5)]);
+        Box::pin(std::future::ready(counters))
     }
 }
 

@@ -9,7 +9,7 @@ use api::units::Mib;
 
 use crate::http::call::{Call, Reply};
 use crate::http::error::internal;
-use crate::metrics;
+use crate::metrics::{self, VmCounters};
 
 pub(super) async fn health_get(call: Call) -> Result<Reply, ApiError> {
     let context = &call.context;
@@ -39,7 +39,19 @@ pub(super) async fn openapi_get(_: Call) -> Result<Reply, ApiError> {
 }
 
 pub(super) async fn metrics_get(call: Call) -> Result<Reply, ApiError> {
-    let (text, _) = call.look(|state| call.context.metrics.text(state))?;
+    let context = &call.context;
+    let (vms, _) = call.look(|state| {
+        let mine = state.vms().filter(|vm| Some(vm.host) == context.host);
+        mine.map(|vm| (vm.id, vm.name.to_string()))
+            .collect::<Vec<_>>()
+    })?;
+    // Each has a second to answer; all are asked at once.
+    let counted = vms.into_iter().map(|(id, vm)| async move {
+        let counters = context.vms.counters(id).await;
+        VmCounters { vm, counters }
+    });
+    let counted = futures_util::future::join_all(counted).await;
+    let (text, _) = call.look(|state| context.metrics.text(state, &counted))?;
     let body = text.map_err(|e| internal("the samples could not be written", &e))?;
     Ok(Reply::Text {
         content_type: metrics::CONTENT_TYPE,

@@ -18,7 +18,7 @@ const STOP_WITHIN_MS: u64 = 60_000;
 fn view(context: &Context, state: &State, vm: &VmRecord) -> Vm {
     let mut view = state.vm_view(vm);
     for nic in &mut view.nics {
-        nic.address = context.consoles.leased_address(&nic.mac);
+        nic.address = context.vms.leased_address(&nic.mac);
     }
     view
 }
