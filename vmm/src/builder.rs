@@ -9,11 +9,15 @@ use std::time::{Instant, SystemTime};
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
+use crate::arch::x86_64::acpi::PciPlaces;
 use crate::arch::x86_64::boot::{self, Entry, EntryError};
 use crate::arch::x86_64::cpuid::{self, VcpuIdentity};
-use crate::arch::x86_64::{acpi, layout, msrs};
+use crate::arch::x86_64::{acpi, firmware, layout, msrs};
 use crate::bus::{Bus, BusClaimError, SharedDevice};
 use crate::config::Boot;
+use crate::devices::debug_port::DebugPort;
+use crate::devices::flash::{Flash, Window};
+use crate::devices::fw_cfg::{FwCfg, FwCfgDma, FwCfgPorts, ItemError};
 use crate::devices::i8042::{self, I8042};
 use crate::devices::power::Power;
 use crate::devices::rtc::{self, Rtc};
@@ -23,12 +27,14 @@ use crate::devices::virtio::{self, CreateDeviceError, VirtioPci};
 use crate::event_loop::Wake;
 use crate::fds::{self, TakeFdError};
 use crate::interrupt::{InterruptError, Interrupts};
+use crate::loader::firmware::{self as flash, FirmwareError};
 use crate::loader::kernel::{self, Kernel, KernelError};
-use crate::machine::{MachinePlan, PlanError, SlotDevice};
-use crate::memory::{self, GuestMemory, MemoryError};
+use crate::machine::{ISA_SLOT, MachinePlan, PlanError, SlotDevice};
+use crate::memory::{self, Chip, GuestMemory, MemoryError, ReadOnlySlot};
 use crate::metrics::{Counter, Registry};
+use crate::pci::q35::{EcamPlace, HostBridge, IsaBridge, Q35Memory};
 use crate::pci::root::{ConfigPorts, Ecam, MemoryWindow, PciRoot, SlotError};
-use crate::seccomp::SeccompError;
+use crate::seccomp::{SeccompError, ThreadKind};
 use crate::vcpu::{Buses, VcpuError, Vcpus};
 use crate::vm::ExitSignal;
 
@@ -61,6 +67,12 @@ pub enum BuildError {
     /// No kernel.
     #[error("could not load the kernel")]
     Kernel(#[from] KernelError),
+    /// No firmware.
+    #[error("could not load the firmware")]
+    Firmware(#[from] FirmwareError),
+    /// The firmware cannot be told about the machine.
+    #[error(transparent)]
+    FirmwareItems(#[from] ItemError),
     /// No ACPI tables.
     #[error(transparent)]
     Acpi(#[from] acpi::AcpiError),
@@ -165,9 +177,31 @@ pub fn build(plan: &MachinePlan, started: Instant) -> Result<Machine, BuildError
         com1_wake.clone(),
         &metrics,
     )));
-    let power = Arc::new(Mutex::new(Power::new(Arc::clone(&vm), exit.clone())));
-    let root = plug_devices(plan, &vm, &memory, &interrupts, &metrics)?;
+    let power = Power::new(Arc::clone(&vm), exit.clone());
+    let power = if plan.has_firmware() {
+        power.with_firmware()
+    } else {
+        power
+    };
+    let power = Arc::new(Mutex::new(power));
+    let ecam = EcamPlace::default();
+    let mut root = if plan.has_firmware() {
+        PciRoot::with_bridge(Box::new(HostBridge::new(ecam.clone())), &metrics)
+    } else {
+        PciRoot::new(&metrics)
+    };
+    plug_devices(plan, &mut root, &vm, &memory, &interrupts, &metrics)?;
+    if plan.has_firmware() {
+        root.plug(ISA_SLOT, Box::new(IsaBridge::new()))?;
+    }
+    let root = Arc::new(root);
 
+    let (rtc, i8042) = if plan.has_firmware() {
+        let rtc = Rtc::new(SystemTime::now).with_memory(plan.low_ram_end(), plan.high_ram());
+        (rtc, I8042::without_keyboard(exit.clone()))
+    } else {
+        (Rtc::new(SystemTime::now), I8042::new(exit.clone()))
+    };
     let mut pio = Bus::new("pio", &metrics);
     let ports: [(u16, u64, Arc<dyn SharedDevice>); 5] = [
         (layout::COM1_PORT, 8, com1.clone()),
@@ -180,39 +214,56 @@ pub fn build(plan: &MachinePlan, started: Instant) -> Result<Machine, BuildError
                 exit.clone(),
             ))),
         ),
-        (
-            rtc::PORT,
-            2,
-            Arc::new(Mutex::new(Rtc::new(SystemTime::now))),
-        ),
-        (
-            i8042::COMMAND_PORT,
-            1,
-            Arc::new(Mutex::new(I8042::new(exit.clone()))),
-        ),
+        (rtc::PORT, 2, Arc::new(Mutex::new(rtc))),
+        (i8042::COMMAND_PORT, 1, Arc::new(Mutex::new(i8042))),
     ];
     for (port, size, device) in ports {
         pio.claim(u64::from(port), size, device)?;
     }
     let mut mmio = Bus::new("mmio", &metrics);
-    let windows = [
-        (layout::MMIO32, layout::MMIO32_SIZE),
-        (plan.mmio64, layout::MMIO64_SIZE),
-    ];
-    for (start, size) in windows {
-        mmio.claim(
+    let window = |start| {
+        Arc::new(MemoryWindow {
+            root: Arc::clone(&root),
             start,
-            size,
-            Arc::new(MemoryWindow {
-                root: Arc::clone(&root),
-                start,
-            }),
-        )?;
+        })
+    };
+    match plan.config.boot {
+        Boot::Kernel { .. } => {
+            mmio.claim(plan.mmio64, layout::MMIO64_SIZE, window(plan.mmio64))?;
+            mmio.claim(layout::MMIO32, layout::MMIO32_SIZE, window(layout::MMIO32))?;
+            mmio.claim(layout::ECAM, layout::ECAM_SIZE, Arc::new(Ecam(root)))?;
+        }
+        Boot::Firmware { code_fd, vars_fd } => {
+            let start = layout::FIRMWARE_LOW_RAM;
+            let size = layout::FIRMWARE_MMIO32_END - start;
+            let above_ram = plan.mmio64..layout::ADDRESS_END;
+            mmio.claim(
+                plan.mmio64,
+                above_ram.end - plan.mmio64,
+                window(plan.mmio64),
+            )?;
+            let places = {
+                let (plan, root, ecam) = (plan.clone(), Arc::clone(&root), ecam.clone());
+                move || {
+                    let bars = root.decoded(above_ram.clone());
+                    PciPlaces::around(&plan, ecam.get().unwrap_or(layout::ECAM), bars)
+                }
+            };
+            let pci = Q35Memory { root, ecam, start };
+            mmio.claim(start, size, Arc::new(pci))?;
+            let device = firmware::config_device(plan, places, Arc::clone(&memory), &metrics)?;
+            claim_firmware_ports(&mut pio, device, &metrics)?;
+            put_flash(&mut mmio, &vm, (code_fd, vars_fd), &metrics)?;
+        }
     }
-    mmio.claim(layout::ECAM, layout::ECAM_SIZE, Arc::new(Ecam(root)))?;
 
+    let kind = if plan.has_firmware() {
+        ThreadKind::FlashVcpu
+    } else {
+        ThreadKind::Vcpu
+    };
     let buses = Arc::new(Buses { pio, mmio });
-    let vcpus = Vcpus::start(vcpus, &buses, &exit, &metrics)?;
+    let vcpus = Vcpus::start(vcpus, kind, &buses, &exit, &metrics)?;
     let first_run = metrics.counter("start_to_first_instruction_us");
     Ok(Machine {
         vcpus,
@@ -229,16 +280,72 @@ pub fn build(plan: &MachinePlan, started: Instant) -> Result<Machine, BuildError
     })
 }
 
+/// What only firmware asks for.
+fn claim_firmware_ports(
+    pio: &mut Bus,
+    device: FwCfg,
+    metrics: &Registry,
+) -> Result<(), BusClaimError> {
+    let device = Arc::new(Mutex::new(device));
+    let ports = FwCfgPorts(Arc::clone(&device));
+    let debug = Arc::new(Mutex::new(DebugPort::new(metrics)));
+    pio.claim(u64::from(layout::DEBUG_PORT), 1, debug)?;
+    pio.claim(
+        u64::from(layout::FW_CFG_PORT),
+        2,
+        Arc::new(Mutex::new(ports)),
+    )?;
+    let dma = Arc::new(Mutex::new(FwCfgDma(device)));
+    pio.claim(u64::from(layout::FW_CFG_DMA_PORT), 8, dma)
+}
+
+impl Window for ReadOnlySlot {
+    fn open(&mut self, open: bool) -> io::Result<()> {
+        Self::open(self, open)
+    }
+}
+
+/// Writes to the code; the chip is protected.
+struct Protected(#[expect(dead_code, reason = "keeps the slot")] ReadOnlySlot);
+
+impl SharedDevice for Protected {
+    fn read(&self, _offset: u64, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+
+    fn write(&self, _offset: u64, _data: &[u8]) {}
+}
+
+/// The two flash chips: code, and variables over their volume.
+fn put_flash(
+    mmio: &mut Bus,
+    vm: &Arc<VmFd>,
+    (code, variables): (i32, i32),
+    metrics: &Registry,
+) -> Result<(), BuildError> {
+    let mut code = File::from(fds::take("the firmware's code", code)?);
+    let volume = File::from(fds::take("the firmware's variables", variables)?);
+    let (code, variables) = flash::load(&mut code, &volume)?;
+    let slot = ReadOnlySlot::new(Arc::clone(vm), code.memory, Chip::Code)?;
+    mmio.claim(code.start, code.size, Arc::new(Protected(slot)))?;
+    let memory = Arc::clone(&variables.memory);
+    let window = ReadOnlySlot::new(Arc::clone(vm), variables.memory, Chip::Variables)?;
+    let places = (variables.start, variables.size);
+    let chip = Flash::new(memory, places, window, volume, metrics);
+    mmio.claim(places.0, places.1, Arc::new(Mutex::new(chip)))?;
+    Ok(())
+}
+
 /// Makes each device of the plan, its worker threads included, and puts it into its slot. Its counters are called
 /// `disk.ID.…`, `nic.ID.…` and `rng.…`.
 fn plug_devices(
     plan: &MachinePlan,
+    root: &mut PciRoot,
     vm: &Arc<VmFd>,
     memory: &Arc<GuestMemory>,
     interrupts: &Arc<Interrupts>,
     metrics: &Registry,
-) -> Result<Arc<PciRoot>, BuildError> {
-    let mut root = PciRoot::new(metrics);
+) -> Result<(), BuildError> {
     let (disks, nics) = (&plan.config.disks, &plan.config.nics);
     for planned in &plan.slots {
         let (id, device) = match planned.device {
@@ -274,7 +381,7 @@ fn plug_devices(
         }
         root.plug(planned.slot, Box::new(function))?;
     }
-    Ok(Arc::new(root))
+    Ok(())
 }
 
 fn create_vm(kvm: &Kvm) -> Result<Arc<VmFd>, BuildError> {
@@ -300,14 +407,18 @@ fn create_vm(kvm: &Kvm) -> Result<Arc<VmFd>, BuildError> {
     Ok(Arc::new(vm))
 }
 
-/// Puts tables, kernel and initial RAM disk into memory; the files are closed again at the end.
-fn load(plan: &MachinePlan, memory: &GuestMemory) -> Result<Entry, BuildError> {
-    let rsdp = acpi::write(memory, plan)?;
+/// Puts tables, kernel and initial RAM disk into memory; the files are closed again at the end. Firmware needs none of
+/// them: there is no entry but the reset vector.
+fn load(plan: &MachinePlan, memory: &GuestMemory) -> Result<Option<Entry>, BuildError> {
     let Boot::Kernel {
         kernel_fd,
         initrd_fd,
         cmdline,
-    } = &plan.config.boot;
+    } = &plan.config.boot
+    else {
+        return Ok(None);
+    };
+    let rsdp = acpi::write(memory, plan)?;
     let mut kernel = File::from(fds::take("the kernel", *kernel_fd)?);
     let mut initrd = match initrd_fd {
         Some(fd) => Some(File::from(fds::take("the initial RAM disk", *fd)?)),
@@ -319,16 +430,16 @@ fn load(plan: &MachinePlan, memory: &GuestMemory) -> Result<Entry, BuildError> {
         cmdline,
         rsdp,
     };
-    Ok(kernel::load(memory, plan, boot)?)
+    Ok(Some(kernel::load(memory, plan, boot)?))
 }
 
-/// vCPU 0 stands at the kernel's entry, the others wait for its start-up interrupt.
+/// vCPU 0 stands at the kernel's entry, or as after a reset; the others wait for its start-up interrupt.
 fn create_vcpus(
     kvm: &Kvm,
     vm: &VmFd,
     plan: &MachinePlan,
     memory: &GuestMemory,
-    entry: Entry,
+    entry: Option<Entry>,
 ) -> Result<Vec<VcpuFd>, BuildError> {
     let host = kvm
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
@@ -354,9 +465,12 @@ fn create_vcpus(
         );
         vcpu.set_cpuid2(&own)
             .map_err(refused("set the features of a vCPU"))?;
-        msrs::set(&vcpu)?;
-        if id == 0 {
-            boot::enter(&vcpu, memory, entry)?;
+        // Firmware sets the registers itself, and begins where KVM leaves a new vCPU: at the reset vector.
+        if let Some(entry) = entry {
+            msrs::set(&vcpu)?;
+            if id == 0 {
+                boot::enter(&vcpu, memory, entry)?;
+            }
         }
         vcpus.push(vcpu);
     }

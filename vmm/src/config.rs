@@ -60,6 +60,14 @@ pub enum Boot {
         /// The kernel command line.
         cmdline: String,
     },
+    /// UEFI firmware made for QEMU's Q35 machine (OVMF) starts at the reset vector and finds what to boot by itself.
+    Firmware {
+        /// The firmware's code, up to the last byte below 4 GiB; opened read-only and copied.
+        code_fd: i32,
+        /// The store of its variables, a volume of the machine, opened read-write. It fills the flash from the next
+        /// power of two above the code's size, and may be longer.
+        vars_fd: i32,
+    },
 }
 
 /// How the bytes of a volume are to be understood. Never guessed from them.
@@ -172,6 +180,20 @@ mod tests {
     fn a_config_survives_the_trip_through_json() {
         let json = serde_json::to_vec(&example()).unwrap();
         assert_eq!(VmmConfig::from_json(&json).unwrap(), example());
+    }
+
+    #[test]
+    fn firmware_is_another_way_to_boot() {
+        let mut value = serde_json::to_value(example()).unwrap();
+        value["boot"] = serde_json::json!({"firmware": {"code_fd": 20, "vars_fd": 21}});
+        let config = VmmConfig::from_json(value.to_string().as_bytes()).unwrap();
+        assert_eq!(
+            config.boot,
+            Boot::Firmware {
+                code_fd: 20,
+                vars_fd: 21
+            }
+        );
     }
 
     #[test]

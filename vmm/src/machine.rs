@@ -5,6 +5,8 @@ use crate::config::{Boot, CMDLINE_MAX, MEMORY_MAX_MIB, MEMORY_MIN_MIB, VCPUS_MAX
 
 /// Slots of the root bus that can hold a device; slot 0 is the host bridge.
 pub const SLOTS_MAX: usize = 31;
+/// The slot of the bridge to the ISA bus, which only a machine with firmware has.
+pub const ISA_SLOT: u8 = 31;
 /// A virtio-blk serial number is 20 bytes (virtio 1.3 §5.2.6.2).
 pub const DISK_SERIAL_MAX: usize = 20;
 /// The smallest MTU IPv4 allows (RFC 791).
@@ -73,10 +75,12 @@ pub enum PlanError {
     #[error("the kernel command line is longer than {} bytes or contains a NUL", CMDLINE_MAX - 1)]
     Cmdline,
     /// More devices than slots.
-    #[error("{devices} devices; the root bus has room for {SLOTS_MAX}")]
+    #[error("{devices} devices; the root bus has room for {room}")]
     Slots {
         /// As asked.
         devices: usize,
+        /// As many as fit.
+        room: usize,
     },
     /// A disk's serial number is too long.
     #[error("the serial number of disk `{id}` is longer than {DISK_SERIAL_MAX} bytes")]
@@ -113,8 +117,9 @@ impl MachinePlan {
                 vcpus: config.vcpus,
             });
         }
-        let Boot::Kernel { cmdline, .. } = &config.boot;
-        if cmdline.len() >= CMDLINE_MAX || cmdline.contains('\0') {
+        if let Boot::Kernel { cmdline, .. } = &config.boot
+            && (cmdline.len() >= CMDLINE_MAX || cmdline.contains('\0'))
+        {
             return Err(PlanError::Cmdline);
         }
         for disk in &config.disks {
@@ -143,7 +148,11 @@ impl MachinePlan {
         let slots = plan_slots(&config)?;
 
         let bytes = config.memory_mib << 20;
-        let low = bytes.min(layout::MMIO32);
+        let low = match config.boot {
+            Boot::Kernel { .. } => bytes.min(layout::MMIO32),
+            Boot::Firmware { .. } if bytes <= layout::FIRMWARE_ECAM_MIN => bytes,
+            Boot::Firmware { .. } => layout::FIRMWARE_LOW_RAM,
+        };
         let mut ram = vec![RamRange {
             start: 0,
             size: low,
@@ -162,6 +171,16 @@ impl MachinePlan {
             mmio64: top.next_multiple_of(layout::MMIO64_ALIGN),
             slots,
         })
+    }
+
+    /// Whether firmware comes before everything else.
+    pub fn has_firmware(&self) -> bool {
+        matches!(self.config.boot, Boot::Firmware { .. })
+    }
+
+    /// Bytes of RAM above 4 GiB.
+    pub fn high_ram(&self) -> u64 {
+        self.ram.get(1).map_or(0, |range| range.size)
     }
 
     /// End of RAM below 4 GiB.
@@ -189,27 +208,35 @@ fn plan_slots(config: &VmmConfig) -> Result<Vec<SlotPlan>, PlanError> {
         })
         .collect();
     let devices = config.disks.len() + config.nics.len() + usize::from(config.rng);
-    if devices > SLOTS_MAX {
-        return Err(PlanError::Slots { devices });
+    let room = match config.boot {
+        Boot::Kernel { .. } => SLOTS_MAX,
+        Boot::Firmware { .. } => usize::from(ISA_SLOT) - 1,
+    };
+    if devices > room {
+        return Err(PlanError::Slots { devices, room });
     }
     Ok(slots)
 }
 
 /// Each descriptor is taken over once, so each number may appear once.
 fn check_fds(config: &VmmConfig) -> Result<(), PlanError> {
-    let Boot::Kernel {
-        kernel_fd,
-        initrd_fd,
-        ..
-    } = &config.boot;
     let mut fds = vec![
         config.kvm_fd,
         config.control_fd,
         config.serial_fd,
         config.status_fd,
-        *kernel_fd,
     ];
-    fds.extend(initrd_fd);
+    match config.boot {
+        Boot::Kernel {
+            kernel_fd,
+            initrd_fd,
+            ..
+        } => {
+            fds.push(kernel_fd);
+            fds.extend(initrd_fd);
+        }
+        Boot::Firmware { code_fd, vars_fd } => fds.extend([code_fd, vars_fd]),
+    }
     for disk in &config.disks {
         fds.push(disk.fd);
         fds.extend(disk.backing.iter().map(|below| below.fd));
@@ -284,6 +311,36 @@ mod tests {
             }
         );
         assert_eq!(plan.mmio64, 5 << 30);
+    }
+
+    #[test]
+    fn firmware_finds_its_configuration_space_above_ram() {
+        let with = |memory_mib| {
+            let boot = Boot::Firmware {
+                code_fd: 20,
+                vars_fd: 21,
+            };
+            MachinePlan::new(VmmConfig {
+                memory_mib,
+                boot,
+                ..asked()
+            })
+            .unwrap()
+        };
+        assert_eq!(with(2816).low_ram_end(), 2816 << 20);
+        assert_eq!(with(2817).low_ram_end(), 2 << 30);
+        assert_eq!(with(2817).high_ram(), (2817 - 2048) << 20);
+        let twice = VmmConfig {
+            boot: Boot::Firmware {
+                code_fd: 20,
+                vars_fd: 20,
+            },
+            ..asked()
+        };
+        assert_eq!(
+            MachinePlan::new(twice).unwrap_err(),
+            PlanError::FdTwice { fd: 20 }
+        );
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use kvm_bindings::kvm_userspace_memory_region;
+use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use rustix::fs::{MemfdFlags, SealFlags};
 use vm_memory::mmap::MmapRegionBuilder;
@@ -97,6 +97,59 @@ pub fn register(vm: &VmFd, memory: &GuestMemory) -> Result<(), MemoryError> {
         })?;
     }
     Ok(())
+}
+
+/// The slots of [`register`] come first.
+const SLOT_CODE: u32 = 8;
+/// The variables', which come and go.
+const SLOT_VARIABLES: u32 = 9;
+
+/// Which flash chip a slot is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Chip {
+    /// The firmware's code.
+    Code,
+    /// Its variables.
+    Variables,
+}
+
+/// Memory the guest can read and execute; its writes exit.
+pub struct ReadOnlySlot {
+    vm: Arc<VmFd>,
+    memory: Arc<GuestMemory>,
+    slot: u32,
+}
+
+impl ReadOnlySlot {
+    /// Gives `memory`, which is one range, to the virtual machine.
+    pub fn new(vm: Arc<VmFd>, memory: Arc<GuestMemory>, chip: Chip) -> Result<Self, MemoryError> {
+        let slot = match chip {
+            Chip::Code => SLOT_CODE,
+            Chip::Variables => SLOT_VARIABLES,
+        };
+        let address = memory.iter().next().map_or(0, |range| range.start_addr().0);
+        let made = Self { vm, memory, slot };
+        made.open(true)
+            .map_err(|source| MemoryError::Register { address, source })?;
+        Ok(made)
+    }
+
+    /// Takes it from the guest, whose reads exit then, or gives it back.
+    pub fn open(&self, open: bool) -> io::Result<()> {
+        let Some(region) = self.memory.iter().next() else {
+            return Ok(());
+        };
+        let slot = kvm_userspace_memory_region {
+            slot: self.slot,
+            flags: KVM_MEM_READONLY,
+            guest_phys_addr: region.start_addr().0,
+            memory_size: if open { region.len() } else { 0 },
+            userspace_addr: region.as_ptr() as u64,
+        };
+        // SAFETY: the range is a live mapping of exactly this size which `self` keeps, no other slot has this number, and
+        // the machine drops its vCPUs before its buses, which hold this.
+        unsafe { self.vm.set_user_memory_region(slot) }.map_err(Into::into)
+    }
 }
 
 #[cfg(test)]

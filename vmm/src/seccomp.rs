@@ -16,6 +16,8 @@ pub enum ThreadKind {
     Main,
     /// `KVM_RUN` and what an exit does.
     Vcpu,
+    /// The same, in a machine with a flash chip.
+    FlashVcpu,
     /// A device's queue worker.
     Worker,
 }
@@ -47,6 +49,7 @@ const KVM_KVMCLOCK_CTRL: u32 = 0xaead;
 const KVM_GET_REGS: u32 = 0x8090_ae81;
 const KVM_IRQ_LINE: u32 = 0x4008_ae61;
 const KVM_SET_GSI_ROUTING: u32 = 0x4008_ae6a;
+const KVM_SET_USER_MEMORY_REGION: u32 = 0x4020_ae46;
 const KVM_IRQFD: u32 = 0x4020_ae76;
 const KVM_IOEVENTFD: u32 = 0x4040_ae79;
 const TUNSETOFFLOAD: u32 = libc::TUNSETOFFLOAD as u32;
@@ -123,6 +126,25 @@ const VCPU: &[Call] = &[(
     ]),
 )];
 
+/// What a flash chip does on a vCPU's thread: its volume, and its window.
+const FLASH: &[Call] = &[
+    (libc::SYS_pwrite64, Always),
+    (libc::SYS_fdatasync, Always),
+    (
+        libc::SYS_ioctl,
+        Requests(&[
+            KVM_RUN,
+            KVM_KVMCLOCK_CTRL,
+            KVM_GET_REGS,
+            KVM_IRQ_LINE,
+            KVM_SET_GSI_ROUTING,
+            KVM_IRQFD,
+            KVM_IOEVENTFD,
+            KVM_SET_USER_MEMORY_REGION,
+        ]),
+    ),
+];
+
 /// A queue worker: disks by io_uring or plain calls, taps, random numbers.
 const WORKER: &[Call] = &[
     // A worker makes its epoll set anew for each activation.
@@ -154,6 +176,7 @@ fn program(kind: ThreadKind) -> Result<BpfProgram, seccompiler::BackendError> {
     let own = match kind {
         ThreadKind::Main => MAIN,
         ThreadKind::Vcpu => VCPU,
+        ThreadKind::FlashVcpu => FLASH,
         ThreadKind::Worker => WORKER,
     };
     let mut rules = std::collections::BTreeMap::new();
@@ -229,6 +252,7 @@ mod tests {
         let kind = match kind {
             "main" => ThreadKind::Main,
             "vcpu" => ThreadKind::Vcpu,
+            "flash" => ThreadKind::FlashVcpu,
             _ => ThreadKind::Worker,
         };
         let what = what.to_owned();
@@ -254,7 +278,7 @@ mod tests {
 
     #[test]
     fn a_forbidden_call_kills_the_process_and_an_allowed_one_does_not() {
-        for kind in ["main", "vcpu", "worker"] {
+        for kind in ["main", "vcpu", "flash", "worker"] {
             assert_eq!(signal_of(&format!("{kind} allowed")), None, "{kind}");
             for what in ["open", "socket", "exec", "ioctl"] {
                 assert_eq!(

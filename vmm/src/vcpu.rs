@@ -121,9 +121,10 @@ pub struct Vcpus {
 }
 
 impl Vcpus {
-    /// Starts a thread for each of `vcpus` and returns once all of them have applied their filter and stand at the gate.
+    /// Starts a thread of this kind for each of `vcpus` and returns once all of them have applied their filter and stand at the gate.
     pub fn start(
         vcpus: Vec<VcpuFd>,
+        kind: ThreadKind,
         buses: &Arc<Buses>,
         exit: &ExitSignal,
         metrics: &Registry,
@@ -143,6 +144,7 @@ impl Vcpus {
         for (index, fd) in vcpus.into_iter().enumerate() {
             let vcpu = Vcpu {
                 fd,
+                kind,
                 buses: Arc::clone(buses),
                 gate: Arc::clone(&started.gate),
                 exit: exit.clone(),
@@ -246,6 +248,7 @@ impl Counters {
 
 struct Vcpu {
     fd: VcpuFd,
+    kind: ThreadKind,
     buses: Arc<Buses>,
     gate: Arc<Gate>,
     exit: ExitSignal,
@@ -255,7 +258,7 @@ struct Vcpu {
 impl Vcpu {
     fn main(mut self, ready: mpsc::Sender<Result<(), SeccompError>>) {
         SHARED.set(self.fd.get_kvm_run());
-        let filtered = seccomp::apply(ThreadKind::Vcpu);
+        let filtered = seccomp::apply(self.kind);
         let go = filtered.is_ok();
         // The receiver waits for exactly this.
         let _ = ready.send(filtered);

@@ -15,18 +15,30 @@ const COMMAND_PULSE_RESET: u8 = 0xfe;
 /// The controller's command register at [`COMMAND_PORT`].
 pub struct I8042 {
     exit: ExitSignal,
+    status: u8,
 }
+
+/// Parity and time-out errors together: OVMF takes this for "no keyboard controller" and waits for none.
+const STATUS_NOTHING: u8 = 0xc0;
 
 impl I8042 {
     /// A controller whose reset line is `exit`.
     pub fn new(exit: ExitSignal) -> Self {
-        Self { exit }
+        Self { exit, status: 0 }
+    }
+
+    /// The same, but its status says that there is no keyboard and no mouse.
+    pub fn without_keyboard(exit: ExitSignal) -> Self {
+        Self {
+            exit,
+            status: STATUS_NOTHING,
+        }
     }
 }
 
 impl BusDevice for I8042 {
     fn read(&mut self, _offset: u64, data: &mut [u8]) {
-        data.fill(0);
+        data.fill(self.status);
     }
 
     fn write(&mut self, _offset: u64, data: &[u8]) {
@@ -56,5 +68,7 @@ mod tests {
             [0],
             "a driver that waits for an empty buffer must not wait for ever"
         );
+        I8042::without_keyboard(exit).read(0, &mut status);
+        assert_eq!(status[0] & 0b11, 0, "neither here");
     }
 }

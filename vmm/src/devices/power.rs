@@ -20,6 +20,8 @@ use crate::vm::ExitSignal;
 
 /// The sleep type that `\_S5` names.
 pub const SLEEP_TYPE_OFF: u8 = 5;
+/// What OVMF writes to switch off, without a look at any table: QEMU's `\_S5`.
+const SLEEP_TYPE_FIRMWARE: u8 = 0;
 
 const POWER_BUTTON: u16 = 1 << 8;
 const CONTROL_SCI_ENABLED: u16 = 1;
@@ -47,6 +49,7 @@ pub struct Power<L> {
     started: Instant,
     line: L,
     exit: ExitSignal,
+    off: &'static [u8],
 }
 
 impl<L: SciLine> Power<L> {
@@ -59,6 +62,15 @@ impl<L: SciLine> Power<L> {
             started: Instant::now(),
             line,
             exit,
+            off: &[SLEEP_TYPE_OFF],
+        }
+    }
+
+    /// A block that firmware can switch off too.
+    pub fn with_firmware(self) -> Self {
+        Self {
+            off: &[SLEEP_TYPE_OFF, SLEEP_TYPE_FIRMWARE],
+            ..self
         }
     }
 
@@ -96,7 +108,7 @@ impl<L: SciLine> Power<L> {
             5 => {
                 self.control = (self.control & 0x00ff) | (high & !CONTROL_SLEEP_ENABLE);
                 let sleep_type = (high >> 10) as u8 & 7;
-                if high & CONTROL_SLEEP_ENABLE != 0 && sleep_type == SLEEP_TYPE_OFF {
+                if high & CONTROL_SLEEP_ENABLE != 0 && self.off.contains(&sleep_type) {
                     self.exit.end(ExitReason::GuestPowerOff);
                 }
             }
@@ -152,6 +164,16 @@ mod tests {
             assert!(!exit.is_set(), "{value:#x}");
         }
         power.write(4, &(5u16 << 10 | 1 << 13).to_le_bytes());
+        assert_eq!(exit.reason(), Some(ExitReason::GuestPowerOff));
+    }
+
+    #[test]
+    fn firmware_switches_off_by_its_own_sleep_type() {
+        let (power, _, exit) = power();
+        let mut power = power.with_firmware();
+        power.write(4, &0u16.to_le_bytes());
+        assert!(!exit.is_set());
+        power.write(4, &(1u16 << 13).to_le_bytes());
         assert_eq!(exit.reason(), Some(ExitReason::GuestPowerOff));
     }
 

@@ -42,6 +42,15 @@ impl Rtc {
         }
     }
 
+    /// With the sizes of memory below and above 4 GiB where firmware looks for them, in units of 64 KiB.
+    pub fn with_memory(mut self, low: u64, high: u64) -> Self {
+        let above_16m = (low.saturating_sub(16 << 20) >> 16).min(0xffff);
+        let above_4g = (high >> 16).min(0xff_ffff);
+        self.memory[0x34..0x36].copy_from_slice(&above_16m.to_le_bytes()[..2]);
+        self.memory[0x5b..0x5e].copy_from_slice(&above_4g.to_le_bytes()[..3]);
+        self
+    }
+
     fn register(&self) -> u8 {
         let time = || {
             Civil::from(
@@ -171,6 +180,13 @@ mod tests {
         rtc.write(0, &[9]);
         rtc.write(1, &[0x99]);
         assert_eq!(read(&mut rtc, 9), 0x24);
+    }
+
+    #[test]
+    fn firmware_finds_the_size_of_memory() {
+        let mut rtc = Rtc::new(fixed).with_memory(2 << 30, 5 << 30);
+        let bytes = [0x34, 0x35, 0x5b, 0x5c, 0x5d].map(|index| read(&mut rtc, index));
+        assert_eq!(bytes, [0x00, 0x7f, 0x00, 0x40, 0x01]);
     }
 
     proptest! {

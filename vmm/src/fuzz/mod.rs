@@ -6,6 +6,7 @@
 
 use std::time::{Duration, Instant};
 
+mod firmware;
 mod targets;
 
 /// Rounds per target where no time is given.
@@ -92,6 +93,36 @@ fn fuzz_net_queue() {
 #[test]
 fn fuzz_qcow2_image() {
     run(targets::qcow2_image);
+}
+
+#[test]
+fn fuzz_flash_chip() {
+    run(firmware::flash_chip);
+}
+
+#[test]
+fn fuzz_firmware_configuration() {
+    run(firmware::configuration);
+}
+
+/// A target that never gets past the first check finds nothing.
+#[test]
+fn the_firmware_targets_get_somewhere() {
+    let rounds = || (0..300).map(bytes_of);
+    let chips: Vec<_> = rounds()
+        .map(|data| firmware::flash_outcome(&data))
+        .collect();
+    for (at, what) in ["programmed", "erased", "failed"].iter().enumerate() {
+        let got = chips.iter().filter(|counts| counts[at] > 0).count();
+        assert!(got > 30, "{what} in {got} of 300");
+    }
+    let requests: Vec<_> = rounds()
+        .map(|data| firmware::configuration_outcome(&data))
+        .collect();
+    for (at, what) in ["served", "refused"].iter().enumerate() {
+        let got = requests.iter().filter(|counts| counts[at] > 0).count();
+        assert!(got > 30, "{what} in {got} of 300");
+    }
 }
 
 #[test]

@@ -1,3 +1,4 @@
 //! Putting the first program into guest memory.
 
+pub mod firmware;
 pub mod kernel;

@@ -96,6 +96,16 @@ impl ConfigSpace {
         Ok(())
     }
 
+    /// A register outside of header and capabilities, with what it holds and the mask of what the guest may change.
+    pub fn add_register(&mut self, offset: u16, bytes: &[u8], writable: &[u8]) {
+        for (at, byte) in (usize::from(offset)..SIZE).zip(bytes) {
+            self.put(at, &[*byte]);
+        }
+        for (at, mask) in (usize::from(offset)..SIZE).zip(writable) {
+            self.writable[at] = *mask;
+        }
+    }
+
     /// Appends a capability and says at which offset it is. `body` follows the two bytes of id and link; `writable` is
     /// the mask of what the guest may change in it and may be shorter.
     pub fn add_capability(&mut self, id: u8, body: &[u8], writable: &[u8]) -> Result<u8, NoRoom> {

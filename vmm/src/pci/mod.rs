@@ -3,6 +3,7 @@
 //! [`root`] dispatches configuration and BAR accesses; a function is anything that implements [`PciFunction`]. Functions
 //! know their registers and nothing of buses, ports or memory maps.
 
+pub mod q35;
 pub mod root;
 
 pub mod bars;

@@ -9,6 +9,7 @@
 //! One bus, single-function devices. What no function answers reads as all-ones. Each function has its own lock, so
 //! two vCPUs can be in two functions.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use super::{BarRegion, ConfigEffect, PciFunction};
@@ -53,8 +54,13 @@ fn locked(function: &Function) -> MutexGuard<'_, Box<dyn PciFunction>> {
 impl PciRoot {
     /// A bus with a host bridge in slot 0.
     pub fn new(metrics: &Registry) -> Self {
+        Self::with_bridge(Box::new(HostBridge), metrics)
+    }
+
+    /// A bus with this host bridge in slot 0.
+    pub fn with_bridge(bridge: Box<dyn PciFunction>, metrics: &Registry) -> Self {
         let mut slots: [Option<Function>; SLOTS] = std::array::from_fn(|_| None);
-        slots[0] = Some(Mutex::new(Box::new(HostBridge)));
+        slots[0] = Some(Mutex::new(bridge));
         Self {
             slots,
             map: RwLock::default(),
@@ -95,7 +101,8 @@ impl PciRoot {
         (natural && there).then_some((slot, offset))
     }
 
-    fn config_read(&self, address: u64, data: &mut [u8]) {
+    /// Reads at `address` of configuration space.
+    pub(super) fn config_read(&self, address: u64, data: &mut [u8]) {
         data.fill(0xff);
         match self.config(address, data.len()) {
             Some((slot, offset)) => {
@@ -107,7 +114,8 @@ impl PciRoot {
         }
     }
 
-    fn config_write(&self, address: u64, data: &[u8]) {
+    /// Writes at `address` of configuration space.
+    pub(super) fn config_write(&self, address: u64, data: &[u8]) {
         let Some((slot, offset)) = self.config(address, data.len()) else {
             return self.unanswered.count();
         };
@@ -146,7 +154,21 @@ impl PciRoot {
         })
     }
 
-    fn memory_read(&self, address: u64, data: &mut [u8]) {
+    /// The smallest range that contains all BARs decoded within `space`.
+    pub fn decoded(&self, space: Range<u64>) -> Option<Range<u64>> {
+        let map = self.map.read().unwrap_or_else(PoisonError::into_inner);
+        let ends = |mapped: &Mapped| {
+            let end = mapped.region.address.checked_add(mapped.region.size)?;
+            Some(mapped.region.address..end)
+        };
+        map.iter()
+            .filter_map(ends)
+            .filter(|bar| space.start <= bar.start && bar.end <= space.end)
+            .reduce(|all, bar| all.start.min(bar.start)..all.end.max(bar.end))
+    }
+
+    /// Reads from the BAR at `address`.
+    pub(super) fn memory_read(&self, address: u64, data: &mut [u8]) {
         data.fill(0xff);
         match self.bar(address, data.len()) {
             Some((function, bar, offset)) => locked(function).bar_read(bar, offset, data),
@@ -154,7 +176,8 @@ impl PciRoot {
         }
     }
 
-    fn memory_write(&self, address: u64, data: &[u8]) {
+    /// Writes to the BAR at `address`.
+    pub(super) fn memory_write(&self, address: u64, data: &[u8]) {
         match self.bar(address, data.len()) {
             Some((function, bar, offset)) => locked(function).bar_write(bar, offset, data),
             None => self.unanswered.count(),
@@ -417,6 +440,9 @@ mod tests {
         );
         assert_eq!(read(0x1000), 0xff);
         assert_eq!(read(0x5000), 7);
+        let here = layout::MMIO32 + 0x5000..layout::MMIO32 + 0x6000;
+        assert_eq!(root.decoded(0..1 << 32), Some(here.clone()));
+        assert_eq!(root.decoded(0..here.end - 1), None);
         root.reset();
         assert_eq!(read(0x5000), 0xff);
     }

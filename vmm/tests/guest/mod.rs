@@ -63,6 +63,8 @@ pub fn kernels_with_modules() -> Vec<(String, String)> {
 
 /// What to build; the rest is taken care of.
 pub struct Spec {
+    /// Code and variables: they come instead of a kernel.
+    pub firmware: Option<(File, File)>,
     pub kernel: File,
     pub initrd: Option<File>,
     pub cmdline: String,
@@ -77,6 +79,7 @@ impl Spec {
     /// A small machine for one of our own programs.
     pub fn program(code: &[u8]) -> Self {
         Self {
+            firmware: None,
             kernel: file(code),
             initrd: None,
             cmdline: String::new(),
@@ -150,10 +153,16 @@ impl Guest {
             name: "test".into(),
             memory_mib: spec.memory_mib,
             vcpus: spec.vcpus,
-            boot: Boot::Kernel {
-                kernel_fd: spec.kernel.into_raw_fd(),
-                initrd_fd: spec.initrd.map(IntoRawFd::into_raw_fd),
-                cmdline: spec.cmdline,
+            boot: match spec.firmware {
+                Some((code, variables)) => Boot::Firmware {
+                    code_fd: code.into_raw_fd(),
+                    vars_fd: variables.into_raw_fd(),
+                },
+                None => Boot::Kernel {
+                    kernel_fd: spec.kernel.into_raw_fd(),
+                    initrd_fd: spec.initrd.map(IntoRawFd::into_raw_fd),
+                    cmdline: spec.cmdline,
+                },
             },
             disks: spec.disks,
             nics: spec.nics,

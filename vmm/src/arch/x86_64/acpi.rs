@@ -6,6 +6,11 @@
 //!              └─ MCFG
 //! ```
 //! Interrupts of PCI functions are MSI only, so there is no `_PRT`. The power button is the fixed-feature one.
+//!
+//! For a direct boot [`write`] puts them into guest memory. Firmware places them itself and patches what depends on the
+//! place, so [`Tables`] remembers where that is.
+
+use std::ops::Range;
 
 use acpi_tables::aml::{self, AddressSpace, AddressSpaceCacheable};
 use acpi_tables::fadt::{FADTBuilder, Flags};
@@ -31,36 +36,145 @@ const BOOT_ARCHITECTURE: u16 = 1 | 1 << 2 | 1 << 4;
 #[error("the ACPI tables do not fit into their area of guest memory")]
 pub struct AcpiError;
 
+/// Each table begins at a multiple of this, which is what the FACS needs.
+pub const ALIGN: u64 = 64;
+/// In the FADT: X_FIRMWARE_CTRL and X_DSDT (ACPI 6.5 table 5.9).
+const FADT_POINTERS: [usize; 2] = [132, 140];
+/// In the XSDT: its entries.
+const XSDT_ENTRIES: usize = 36;
+/// In the RSDP: XsdtAddress.
+pub const RSDP_POINTER: usize = 24;
+
+/// Where configuration space can be.
+const DECODED: Range<u64> =
+    layout::FIRMWARE_ECAM_MIN..layout::FIRMWARE_MMIO32_END - layout::FIRMWARE_ECAM_SIZE;
+
+/// Where in the guest's address space PCI is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PciPlaces {
+    /// Configuration space of bus 0.
+    pub ecam: u64,
+    /// The 32-bit memory window.
+    pub window: u64,
+    /// Bytes of the window.
+    pub window_size: u64,
+    /// The 64-bit memory window.
+    pub window64: u64,
+    /// Bytes of that.
+    pub window64_size: u64,
+}
+
+impl PciPlaces {
+    /// Where the direct boot has it.
+    pub fn direct(plan: &MachinePlan) -> Self {
+        Self {
+            ecam: layout::ECAM,
+            window: layout::MMIO32,
+            window_size: layout::MMIO32_SIZE,
+            window64: plan.mmio64,
+            window64_size: layout::MMIO64_SIZE,
+        }
+    }
+
+    /// Where firmware has it that has put the configuration space at `ecam`, and the BARs above RAM into `bars`: the
+    /// 32-bit window is the larger of the spaces below and above the one, the 64-bit window contains the others.
+    pub fn around(plan: &MachinePlan, ecam: u64, bars: Option<Range<u64>>) -> Self {
+        // The guest may put it anywhere; this much of it is promised to work.
+        let ecam = if DECODED.contains(&ecam) {
+            ecam
+        } else {
+            layout::ECAM
+        };
+        let above = ecam + layout::FIRMWARE_ECAM_SIZE;
+        let (window, end) = if ecam >= layout::ECAM {
+            (layout::MMIO32, ecam)
+        } else {
+            (above, layout::FIRMWARE_MMIO32_END)
+        };
+        let bars = bars.unwrap_or(plan.mmio64..plan.mmio64);
+        let window64 = bars.start - bars.start % layout::MMIO64_ALIGN;
+        let end64 = bars.end.next_multiple_of(layout::MMIO64_ALIGN);
+        Self {
+            ecam,
+            window,
+            window_size: end.saturating_sub(window),
+            window64,
+            window64_size: layout::MMIO64_SIZE.max(end64 - window64),
+        }
+    }
+}
+
+/// All tables but the root pointer, for one place in memory.
+#[derive(Debug, Clone, Default)]
+pub struct Tables {
+    base: u64,
+    /// Their bytes, from that place on.
+    pub bytes: Vec<u8>,
+    /// Offset and length of each one that has a checksum (ACPI 6.5 §5.2.6: at offset 9).
+    pub summed: Vec<(usize, usize)>,
+    /// Offsets of the eight-byte pointers to others of them.
+    pub pointers: Vec<usize>,
+    /// The root pointer.
+    pub rsdp: Vec<u8>,
+}
+
+impl Tables {
+    /// The tables of `plan`, to be at `base`.
+    pub fn new(plan: &MachinePlan, places: PciPlaces, base: u64) -> Self {
+        let mut tables = Self {
+            base,
+            ..Self::default()
+        };
+        let dsdt = tables.add(dsdt(places).as_slice());
+        let facs = tables.put(&bytes(&FACS::new()));
+        let fadt = tables.add(&bytes(&fadt(dsdt, facs)));
+        tables.point(fadt, &FADT_POINTERS);
+        let madt = tables.add(madt(plan.config.vcpus).as_slice());
+        let mut mcfg = MCFG::new(OEM, TABLE, REVISION);
+        mcfg.add_ecam(places.ecam, 0, 0, layout::LAST_BUS);
+        let mcfg = tables.add(&bytes(&mcfg));
+        let mut xsdt = XSDT::new(OEM, TABLE, REVISION);
+        for table in [fadt, madt, mcfg] {
+            xsdt.add_entry(table);
+        }
+        let xsdt = tables.add(&bytes(&xsdt));
+        tables.point(xsdt, &[0, 8, 16].map(|at| XSDT_ENTRIES + at));
+        tables.rsdp = bytes(&Rsdp::new(OEM, xsdt));
+        tables
+    }
+
+    fn add(&mut self, table: &[u8]) -> u64 {
+        let address = self.put(table);
+        self.summed
+            .push(((address - self.base) as usize, table.len()));
+        address
+    }
+
+    fn put(&mut self, table: &[u8]) -> u64 {
+        let at = self.bytes.len().next_multiple_of(ALIGN as usize);
+        self.bytes.resize(at, 0);
+        self.bytes.extend_from_slice(table);
+        self.base + at as u64
+    }
+
+    fn point(&mut self, table: u64, fields: &[usize]) {
+        let at = (table - self.base) as usize;
+        self.pointers.extend(fields.iter().map(|field| at + field));
+    }
+}
+
 /// Writes all tables and returns the address of the root pointer.
 pub fn write(memory: &GuestMemory, plan: &MachinePlan) -> Result<u64, AcpiError> {
-    let mut next = layout::ACPI + 64;
-    let mut put = |bytes: &[u8]| {
-        let address = next;
-        next = (address + bytes.len() as u64).next_multiple_of(64);
-        if next > layout::ACPI_END {
-            return Err(AcpiError);
-        }
+    let base = layout::ACPI + ALIGN;
+    let tables = Tables::new(plan, PciPlaces::direct(plan), base);
+    if base + tables.bytes.len() as u64 > layout::ACPI_END {
+        return Err(AcpiError);
+    }
+    for (bytes, address) in [(&tables.rsdp, layout::ACPI), (&tables.bytes, base)] {
         memory
             .write_slice(bytes, GuestAddress(address))
             .map_err(|_| AcpiError)?;
-        Ok(address)
-    };
-    let dsdt = put(dsdt(plan).as_slice())?;
-    let facs = put(&bytes(&FACS::new()))?;
-    let fadt = put(&bytes(&fadt(dsdt, facs)))?;
-    let madt = put(madt(plan.config.vcpus).as_slice())?;
-    let mut mcfg = MCFG::new(OEM, TABLE, REVISION);
-    mcfg.add_ecam(layout::ECAM, 0, 0, layout::LAST_BUS);
-    let mcfg = put(&bytes(&mcfg))?;
-    let mut xsdt = XSDT::new(OEM, TABLE, REVISION);
-    for table in [fadt, madt, mcfg] {
-        xsdt.add_entry(table);
     }
-    let xsdt = put(&bytes(&xsdt))?;
-    let rsdp = bytes(&Rsdp::new(OEM, xsdt));
-    memory
-        .write_slice(&rsdp, GuestAddress(layout::ACPI))
-        .map_err(|_| AcpiError)?;
     Ok(layout::ACPI)
 }
 
@@ -140,7 +254,7 @@ fn madt(vcpus: u8) -> Sdt {
     madt
 }
 
-fn dsdt(plan: &MachinePlan) -> Sdt {
+fn dsdt(places: PciPlaces) -> Sdt {
     let mut aml = Vec::new();
     let off = SLEEP_TYPE_OFF;
     aml::Name::new(
@@ -149,21 +263,20 @@ fn dsdt(plan: &MachinePlan) -> Sdt {
     )
     .to_aml_bytes(&mut aml);
 
-    let mmio64_end = plan.address_end() - 1;
     let bus = AddressSpace::<u16>::new_bus_number(0, u16::from(layout::LAST_BUS));
     let config_ports = aml::IO::new(layout::PCI_CONFIG_PORT, layout::PCI_CONFIG_PORT, 1, 8);
     let mmio32 = AddressSpace::<u32>::new_memory(
         AddressSpaceCacheable::NotCacheable,
         true,
-        layout::MMIO32 as u32,
-        (layout::MMIO32 + layout::MMIO32_SIZE - 1) as u32,
+        places.window as u32,
+        (places.window + places.window_size - 1) as u32,
         None,
     );
     let mmio64 = AddressSpace::<u64>::new_memory(
         AddressSpaceCacheable::NotCacheable,
         true,
-        plan.mmio64,
-        mmio64_end,
+        places.window64,
+        places.window64 + places.window64_size - 1,
         None,
     );
     aml::Device::new(
@@ -185,7 +298,7 @@ fn dsdt(plan: &MachinePlan) -> Sdt {
     .to_aml_bytes(&mut aml);
 
     // Linux trusts the MCFG only where the board reserves the area too.
-    let ecam = aml::Memory32Fixed::new(true, layout::ECAM as u32, layout::ECAM_SIZE as u32);
+    let ecam = aml::Memory32Fixed::new(true, places.ecam as u32, layout::ECAM_SIZE as u32);
     let pm = aml::IO::new(layout::PM_PORT, layout::PM_PORT, 1, layout::PM_PORTS as u8);
     device(&mut aml, "_SB_.MBRD", "PNP0C02", &[&ecam, &pm]);
     let ports = aml::IO::new(layout::COM1_PORT, layout::COM1_PORT, 1, 8);
@@ -283,6 +396,44 @@ mod tests {
                 }
             }
             assert_eq!(names, ["FACP", "APIC", "MCFG"]);
+        }
+    }
+
+    #[test]
+    fn every_pointer_leads_to_a_table_wherever_they_are() {
+        let plan = plan(2);
+        let places = PciPlaces::direct(&plan);
+        let here = Tables::new(&plan, places, 0);
+        let there = Tables::new(&plan, places, 0x1_0000);
+        assert_eq!(here.pointers, there.pointers);
+        let mut named = vec![];
+        for at in &here.pointers {
+            let field = |tables: &Tables| {
+                u64::from_le_bytes(tables.bytes[*at..*at + 8].try_into().unwrap())
+            };
+            let target = field(&here) as usize;
+            assert_eq!(field(&there), 0x1_0000 + target as u64);
+            named.push(here.bytes[target..target + 4].to_vec());
+        }
+        let expected = [b"FACS", b"DSDT", b"FACP", b"APIC", b"MCFG"];
+        assert_eq!(named, expected.map(|name| name.to_vec()));
+        for (at, len) in &here.summed {
+            let sum = here.bytes[*at..at + len].iter();
+            assert_eq!(sum.fold(0u8, |sum, byte| sum.wrapping_add(*byte)), 0);
+        }
+    }
+
+    #[test]
+    fn the_windows_are_beside_the_configuration_space_and_around_the_bars() {
+        let plan = plan(1);
+        let old = PciPlaces::around(&plan, 0xb000_0000, Some(56 << 30..(56 << 30) + 4096));
+        assert_eq!((old.window, old.window_size), (0xc000_0000, 0x3c00_0000));
+        assert_eq!((old.window64, old.window64_size), (56 << 30, 16 << 30));
+        let wide = PciPlaces::around(&plan, 0xb000_0000, Some((57 << 30) - 1..(80 << 30) + 1));
+        assert_eq!((wide.window64, wide.window64_size), (56 << 30, 25 << 30));
+        for ecam in [layout::ECAM, 0, 0xf_f000_0000] {
+            let new = PciPlaces::around(&plan, ecam, None);
+            assert_eq!(new, PciPlaces::direct(&plan));
         }
     }
 }

@@ -6,10 +6,12 @@
 //! 0x0010_0000  RAM: kernel from here, initial RAM disk at the top
 //! 0xc000_0000  PCI memory window, 512 MiB; one MiB per slot to begin with
 //! 0xe000_0000  PCI configuration space (ECAM), one MiB for the one bus; up to 0xf000_0000 is kept free for more
-//! 0xfec0_0000  IOAPIC      0xfee0_0000  local APICs      0xfffb_c000  KVM's own pages
+//! 0xfec0_0000  IOAPIC      0xfee0_0000  local APICs      0xfeff_c000  KVM's own pages
 //! 0x1_0000_0000  the rest of RAM
 //!     …          64-bit PCI memory window, from the next GiB above RAM
 //! ```
+//! A machine with firmware is laid out as QEMU's Q35: configuration space and the 32-bit PCI window are where the
+//! firmware puts them, between [`FIRMWARE_LOW_RAM`] and [`FIRMWARE_MMIO32_END`], and flash ends at 4 GiB.
 
 /// The global descriptor table at entry.
 pub const GDT: u64 = 0x500;
@@ -49,15 +51,30 @@ pub const IOAPIC: u32 = 0xfec0_0000;
 /// The local APICs' registers.
 pub const LAPIC: u32 = 0xfee0_0000;
 /// One page KVM wants for itself (`KVM_SET_IDENTITY_MAP_ADDR`).
-pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
+pub const KVM_IDENTITY_MAP: u64 = 0xfeff_c000;
 /// Three pages KVM wants for itself (`KVM_SET_TSS_ADDR`).
-pub const KVM_TSS: usize = 0xfffb_d000;
+pub const KVM_TSS: usize = 0xfeff_d000;
 /// Where RAM that does not fit below [`MMIO32`] continues.
 pub const RAM_ABOVE_4G: u64 = 1 << 32;
 /// Size of the 64-bit PCI window.
 pub const MMIO64_SIZE: u64 = 16 << 30;
 /// Alignment of the 64-bit PCI window.
 pub const MMIO64_ALIGN: u64 = 1 << 30;
+
+/// Where low RAM ends in a machine with firmware that has more than [`FIRMWARE_ECAM_MIN`]; the PCI window may begin here.
+pub const FIRMWARE_LOW_RAM: u64 = 0x8000_0000;
+/// The lowest place where firmware is known to put the configuration space (OVMF: here, newer ones at [`ECAM`]).
+pub const FIRMWARE_ECAM_MIN: u64 = 0xb000_0000;
+/// End of the 32-bit PCI window that firmware uses.
+pub const FIRMWARE_MMIO32_END: u64 = 0xfc00_0000;
+/// The firmware's configuration space: 256 buses.
+pub const FIRMWARE_ECAM_SIZE: u64 = 256 << 20;
+/// Flash ends here.
+pub const FLASH_END: u64 = 1 << 32;
+/// No processor has addresses beyond. Firmware may put BARs anywhere below that and above RAM.
+pub const ADDRESS_END: u64 = 1 << 52;
+/// The largest flash: above the local APICs and KVM's own pages.
+pub const FLASH_MAX: u64 = 16 << 20;
 
 /// COM1: first port and interrupt.
 pub const COM1_PORT: u16 = 0x3f8;
@@ -75,8 +92,16 @@ pub const RESET_PORT: u16 = 0xcf9;
 pub const RESET_VALUE: u8 = 0x06;
 /// PCI configuration address register (dword) and data.
 pub const PCI_CONFIG_PORT: u16 = 0xcf8;
+/// The firmware configuration device: selector and data.
+pub const FW_CFG_PORT: u16 = 0x510;
+/// Its DMA address register, eight ports.
+pub const FW_CFG_DMA_PORT: u16 = 0x514;
+/// Where firmware writes its log.
+pub const DEBUG_PORT: u16 = 0x402;
 
 const _: () = {
+    assert!(KVM_TSS as u64 + 3 * 4096 <= FLASH_END - FLASH_MAX);
+    assert!(FIRMWARE_ECAM_MIN + FIRMWARE_ECAM_SIZE <= FIRMWARE_MMIO32_END);
     assert!(PAGE_TABLES + 6 * 4096 <= CMDLINE);
     assert!(CMDLINE + crate::config::CMDLINE_MAX as u64 <= EBDA);
     assert!(MMIO32 + 32 * SLOT_WINDOW <= ECAM);
