@@ -89,6 +89,11 @@ verify: ## Exactly what has to hold before anything lands
 test-kvm: deps images ## Run the tests that need /dev/kvm, in a guest that has it
 	$(TESTBED) test kvm
 
+.PHONY: qemu
+qemu: PACKAGES += build-essential libattr1-dev libcap-ng-dev libfdt-dev libglib2.0-dev libpixman-1-dev libslirp-dev meson ninja-build patch pkg-config python3-venv xz-utils
+qemu: deps binaries ## Build the QEMU with which test-kvm can run UEFI guests where it has to emulate (once, minutes)
+	$(TESTBED) qemu
+
 .PHONY: fuzz-smoke
 fuzz-smoke: ## Feed everything a guest controls with nonsense, SECONDS (20) for each target; a failure prints its seed
 	LQX_FUZZ_SECONDS=$(or $(SECONDS),20) $(CARGO) test --workspace --locked --lib fuzz::fuzz_ -- --nocapture

@@ -74,6 +74,13 @@ fn release(kernel: &Path) -> Result<String> {
     Ok(String::from_utf8_lossy(&found[1]).into_owned())
 }
 
+/// A file of the packages that `image` unpacked in the cache.
+pub fn unpacked(path: &str) -> Option<PathBuf> {
+    let entries = cache().join("base").read_dir().ok()?;
+    let mut files = entries.flatten().map(|entry| entry.path().join(path));
+    files.find(|file| file.is_file())
+}
+
 /// `lib/modules/<release>` in the unpacked packages of the cache.
 fn unpacked_modules(cache: &Path, release: &str) -> Result<PathBuf> {
     let packages = cache.join("base");

@@ -14,6 +14,7 @@ pub mod needs;
 
 pub mod accel;
 pub mod process;
+pub mod qemu;
 pub mod qmp;
 
 pub mod media;

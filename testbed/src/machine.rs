@@ -25,8 +25,9 @@ use crate::qmp::Qmp;
 use crate::serial::Serial;
 
 /// UEFI firmware of the `ovmf` package.
-const FIRMWARE_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
-const FIRMWARE_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+pub(crate) const FIRMWARE_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
+/// The variables it begins with.
+pub(crate) const FIRMWARE_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 
 /// How a machine comes up.
 #[derive(Debug, Clone)]

@@ -3,6 +3,7 @@
 //! The kernel can kill a child when its parent *thread* ends, and threads of a test come and go. So one thread that lives
 //! as long as this program starts them all.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Child, Command};
@@ -27,9 +28,9 @@ static STARTER: LazyLock<Sender<Request>> = LazyLock::new(|| {
 });
 
 /// A command that the kernel kills when this program ends, however it ends (`setpriv` is part of util-linux).
-pub fn mortal(program: &str) -> Command {
+pub fn mortal(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "--", program]);
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
     command
 }
 

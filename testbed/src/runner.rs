@@ -25,10 +25,12 @@ use sha2::{Digest, Sha256};
 use crate::accel::{Accelerator, KERNEL_ARGUMENTS};
 use crate::agent;
 use crate::agent::runner::{Job, Said};
-use crate::artifacts::{GuestKernel, cache, dist, modules_of};
+use crate::artifacts::{GuestKernel, cache, dist, modules_of, unpacked};
 use crate::initramfs::Initramfs;
+use crate::machine::{FIRMWARE_CODE, FIRMWARE_VARIABLES};
 use crate::modules::Modules;
 use crate::process;
+use crate::qemu;
 use crate::qmp::Qmp;
 
 /// What `--help` says.
@@ -78,6 +80,7 @@ const MODULES: &[&str] = &[
 const TIMED_OUT: i32 = 124;
 
 struct Settings {
+    qemu: PathBuf,
     kernel: GuestKernel,
     accelerator: Accelerator,
     memory_mib: u64,
@@ -122,6 +125,7 @@ impl Settings {
         };
         let writable = std::env::var("LQX_RUNNER_RW").unwrap_or_default();
         Ok(Self {
+            qemu: qemu::mended().unwrap_or_else(|| "qemu-system-x86_64".into()),
             kernel: GuestKernel::find()?,
             accelerator: Accelerator::detect()?,
             memory_mib: number("LQX_RUNNER_MEMORY", 1536)?,
@@ -147,7 +151,7 @@ impl Settings {
 
     /// What a saved state depends on: it is of use only to the very same machine.
     fn key(&self, agent: &Path) -> Result<String> {
-        let qemu = process::mortal("qemu-system-x86_64")
+        let qemu = process::mortal(&self.qemu)
             .arg("--version")
             .output()
             .context("asking QEMU for its version")?;
@@ -355,6 +359,18 @@ impl Settings {
             saved.file("test-initrd").display().to_string(),
         );
         offer("LQX_TEST_MARKER", agent::UP_MARKER.to_owned());
+        if self.accelerator == Accelerator::Tcg && qemu::mended().is_none() {
+            offer(
+                "LQX_TEST_NO_FIRMWARE",
+                "the emulating QEMU aborts in UEFI guests; `make qemu` builds one that does not"
+                    .to_owned(),
+            );
+        }
+        offer("LQX_TEST_FIRMWARE_CODE", FIRMWARE_CODE.to_owned());
+        offer("LQX_TEST_FIRMWARE_VARIABLES", FIRMWARE_VARIABLES.to_owned());
+        if let Some(loader) = unpacked("usr/lib/systemd/boot/efi/systemd-bootx64.efi") {
+            offer("LQX_TEST_LOADER", loader.display().to_string());
+        }
         let mut entropy = vec![0; agent::entropy::BYTES];
         File::open("/dev/urandom")?.read_exact(&mut entropy)?;
         let writable = self.writable.iter().enumerate();
@@ -398,7 +414,7 @@ impl Guest {
     fn start(settings: &Settings, initrd: &Path, ram: &Path, mapping: Ram) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("kvm-runner-").tempdir()?;
         let at = |name: &str| folder.path().join(name).display().to_string();
-        let mut command = process::mortal("qemu-system-x86_64");
+        let mut command = process::mortal(&settings.qemu);
         command.args([
             "-nodefaults",
             "-no-user-config",

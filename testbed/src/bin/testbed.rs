@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use testbed::suite::Stage;
-use testbed::{bench, demonstration, suite};
+use testbed::{bench, demonstration, qemu, suite};
 
 /// Whole appliances in QEMU.
 #[derive(Parser)]
@@ -23,6 +23,8 @@ enum What {
     },
     /// Measure the figures and compare them with their limits
     Bench,
+    /// Build the QEMU that can run UEFI guests in its emulated AMD-V, unless it is in the cache
+    Qemu,
     /// Run tests; the last line has the totals
     Test {
         /// These stages; all if none is named
@@ -38,6 +40,10 @@ fn main() -> ExitCode {
     let outcome = match Options::parse().what {
         What::Run { headless } => wait_for(demonstration::run(headless)).map(|()| true),
         What::Bench => wait_for(bench::run()),
+        What::Qemu => qemu::build().map(|program| {
+            println!("{}", program.display());
+            true
+        }),
         What::Test { stages, only } => {
             let all = [Stage::Unit, Stage::Kvm, Stage::Testbed];
             let stages = if stages.is_empty() { &all[..] } else { &stages };
