@@ -36,6 +36,9 @@ pub enum BootSpec {
         #[serde(default)]
         cmdline: String,
     },
+    /// UEFI firmware, which finds what to boot on the disks. Its variables, the boot order among them, are the VM's own
+    /// and last as long as it does.
+    Firmware {},
 }
 
 /// A disk wanted.
@@ -220,6 +223,8 @@ pub enum Boot {
         /// The command line.
         cmdline: String,
     },
+    /// UEFI firmware.
+    Firmware {},
 }
 
 /// What may be done now, and if not why.

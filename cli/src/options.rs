@@ -218,14 +218,14 @@ pub(crate) struct VmCreate {
     /// Number of vCPUs
     #[arg(long, default_value = "1")]
     pub(crate) vcpus: u8,
-    /// Boot this kernel image
+    /// Boot this kernel image, instead of what UEFI firmware finds on the disks
     #[arg(long, value_name = "IMAGE")]
-    pub(crate) kernel: Ref,
+    pub(crate) kernel: Option<Ref>,
     /// With this initramfs image
-    #[arg(long, value_name = "IMAGE")]
+    #[arg(long, value_name = "IMAGE", requires = "kernel")]
     pub(crate) initrd: Option<Ref>,
     /// And this kernel command line
-    #[arg(long, default_value = "console=ttyS0")]
+    #[arg(long, default_value = "console=ttyS0", requires = "kernel")]
     pub(crate) cmdline: String,
     /// A disk, in guest order: a volume, with `:ro` to keep the guest from writing
     #[arg(long = "disk", value_name = "VOLUME[:ro]")]

@@ -18,7 +18,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use api::ids::{ImageId, VmId};
 use hostd::vms::launch::{LaunchConfig, UID_FIRST, VmFolder, launch};
-use hostd::vms::{Opened, VmPlan};
+use hostd::vms::plan::PlannedBoot;
+use hostd::vms::{Opened, OpenedBoot, VmPlan};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 use uuid::Uuid;
@@ -103,15 +104,19 @@ fn ours_once(config: &LaunchConfig, kernel: &Path) -> Result<Duration> {
         name: "start".to_owned(),
         memory_mib: MEMORY_MIB,
         vcpus: 1,
-        kernel: ImageId(Uuid::from_u128(2)),
-        initrd: None,
+        boot: PlannedBoot::Kernel {
+            kernel: ImageId(Uuid::from_u128(2)),
+            initrd: None,
+        },
         cmdline: String::new(),
         disks: Vec::new(),
         nics: Vec::new(),
     };
     let opened = Opened {
-        kernel: File::open(kernel)?,
-        initrd: None,
+        boot: OpenedBoot::Kernel {
+            kernel: File::open(kernel)?,
+            initrd: None,
+        },
         disks: Vec::new(),
         taps: Vec::new(),
     };

@@ -17,8 +17,8 @@ use hostd::network::Leases;
 use hostd::storage::file::FileVolumes;
 use hostd::storage::{VolumePlan, Volumes};
 use hostd::vms::launch::UID_FIRST;
-use hostd::vms::plan::PlannedDisk;
-use hostd::vms::{Launcher, Opened, Phase, Supervisors, VmPlan, VmRequest};
+use hostd::vms::plan::{PlannedBoot, PlannedDisk};
+use hostd::vms::{Launcher, Opened, OpenedBoot, Phase, Supervisors, VmPlan, VmRequest};
 use tokio::io::AsyncReadExt;
 use tokio::sync::watch;
 
@@ -73,14 +73,23 @@ fn plan(volume: VolumeId) -> VmPlan {
         name: "jailed".into(),
         memory_mib: 32,
         vcpus: 1,
-        kernel: ImageId::mint(),
-        initrd: None,
+        boot: PlannedBoot::Kernel {
+            kernel: ImageId::mint(),
+            initrd: None,
+        },
         cmdline: "x".into(),
         disks: vec![PlannedDisk {
             volume,
             read_only: false,
         }],
         nics: Vec::new(),
+    }
+}
+
+fn kernel_in(file: &Path) -> OpenedBoot {
+    OpenedBoot::Kernel {
+        kernel: fs::File::open(file).unwrap(),
+        initrd: None,
     }
 }
 
@@ -135,8 +144,7 @@ async fn a_vm_process_is_walled_in_outlives_its_daemon_and_ends_when_told() {
     let vm = plan.vm;
     let supervisors = Supervisors::start(config.clone()).unwrap();
     let opened = Opened {
-        kernel: fs::File::open(folder.path().join("kernel")).unwrap(),
-        initrd: None,
+        boot: kernel_in(&folder.path().join("kernel")),
         disks: vec![pool.open(volume, false).await.unwrap()],
         taps: Vec::new(),
     };
@@ -283,10 +291,8 @@ async fn what_ended_badly_is_told_honestly() {
             ..plan(VolumeId::mint())
         };
         let vm = plan.vm;
-        let kernel = fs::File::open(folder.path().join(kernel)).unwrap();
         let opened = Opened {
-            kernel,
-            initrd: None,
+            boot: kernel_in(&folder.path().join(kernel)),
             disks: Vec::new(),
             taps: Vec::new(),
         };
@@ -347,4 +353,70 @@ async fn what_ended_badly_is_told_honestly() {
         heir.forget(have.vm).await.unwrap();
     }
     assert!(heir.list().is_empty());
+}
+
+/// Stock OVMF, as the image has it and as Debian's package puts it in the same place.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn firmware_runs_inside_the_walls_and_its_variables_stay() {
+    if let Ok(reason) = std::env::var("LQX_TEST_NO_FIRMWARE") {
+        eprintln!("SKIP: {reason}");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let Some(config) = launch_config(folder.path()) else {
+        return;
+    };
+    let pool = FileVolumes::open_pool(&folder.path().join("data")).unwrap();
+    let plan = VmPlan {
+        boot: PlannedBoot::Firmware,
+        memory_mib: 128,
+        disks: Vec::new(),
+        ..plan(VolumeId::mint())
+    };
+    let vm = plan.vm;
+    let files = match pool.firmware(vm).await {
+        Err(fault) if fault.code == "no_firmware" => {
+            eprintln!("SKIP: {}", fault.cause);
+            return;
+        }
+        files => files.unwrap(),
+    };
+    let variables = folder.path().join(format!("data/firmware/{vm}.vars"));
+    let fresh = fs::read(&variables).unwrap();
+    let supervisors = Supervisors::start(config).unwrap();
+    let opened = Opened {
+        boot: OpenedBoot::Firmware(files),
+        disks: Vec::new(),
+        taps: Vec::new(),
+    };
+    supervisors.launch(plan, opened).await.unwrap();
+    reaches(&supervisors, vm, |phase| *phase == Phase::Running).await;
+
+    let processes = supervisors.processes(Leases::default());
+    let mut serial = processes.connect(vm).await.unwrap();
+    let until_its_shell = async {
+        let mut said = Vec::new();
+        while !String::from_utf8_lossy(&said).contains("UEFI Interactive Shell") {
+            let more = serial.read_buf(&mut said).await.unwrap();
+            assert!(more > 0, "it ended: {}", String::from_utf8_lossy(&said));
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(120), until_its_shell)
+        .await
+        .expect("the firmware comes to its shell");
+    let counters = processes.counters(vm).await;
+    assert!(counters["flash_syncs_total"] > 0);
+    assert_eq!(counters["flash_volume_errors_total"], 0);
+    assert_eq!(
+        pool.firmware(vm).await.unwrap_err().code,
+        "volume_in_use",
+        "nobody else writes them"
+    );
+
+    supervisors.request(vm, VmRequest::Kill).await;
+    reaches(&supervisors, vm, |phase| matches!(phase, Phase::Ended(_))).await;
+    pool.firmware(vm).await.unwrap();
+    assert_ne!(fs::read(&variables).unwrap(), fresh);
+    pool.remove_firmware(vm).await.unwrap();
+    assert!(!variables.exists());
 }

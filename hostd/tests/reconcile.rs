@@ -12,7 +12,7 @@ use api::names::Ref;
 use api::networks::{NetworkCreate, NetworkKind, NetworkPhase};
 use api::tasks::TaskPhase;
 use api::units::{Mib, Millis};
-use api::vms::{BootSpec, DiskSpec, NicSpec, OnCrash, VmCreate, VmExit, VmPhase};
+use api::vms::{BootSpec, DiskSpec, NicSpec, OnCrash, VmCreate, VmExit, VmPhase, VmUpdate};
 use api::volumes::{VolumeCreate, VolumePhase};
 use common::{Alone, host, name};
 use hostd::fake::{self, FakeHands};
@@ -223,6 +223,42 @@ async fn a_start_goes_all_the_way_and_a_second_round_does_nothing() {
     once(&world.agreed, world.host, &world.hands).await.unwrap();
     assert_eq!(world.everything(), before);
     assert_eq!(world.hands.launcher.launches(), 1);
+}
+
+#[tokio::test]
+async fn a_vm_with_firmware_needs_no_image_and_its_variables_go_with_it() {
+    let world = World::new();
+    let (vm, task) = (world.vm, TaskId::mint);
+    let update = VmUpdate {
+        boot: Some(BootSpec::Firmware {}),
+        ..VmUpdate::default()
+    };
+    world.agreed.apply(Command::VmUpdate {
+        vm,
+        update,
+        macs: vec![],
+    });
+    let image = world.kernel;
+    world.agreed.apply(Command::ImageDelete {
+        image,
+        task: task(),
+    });
+    world.settle().await;
+    assert!(!world.hands.volumes.has_variables(vm));
+    world.start();
+    world.settle().await;
+    assert_eq!(world.process(), Some((1, Phase::Running)));
+    let exit = Phase::Ended(VmExit::GuestPowerOff);
+    world.hands.launcher.becomes(vm, exit);
+    world.settle().await;
+    assert_eq!(world.phase(), VmPhase::Stopped);
+    assert!(
+        world.hands.volumes.has_variables(vm),
+        "kept while it is off"
+    );
+    world.agreed.apply(Command::VmDelete { vm, task: task() });
+    world.settle().await;
+    assert!(!world.hands.volumes.has_variables(vm));
 }
 
 /// What an earlier daemon may have left.

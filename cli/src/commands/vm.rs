@@ -85,10 +85,13 @@ async fn create(client: &Client, create: options::VmCreate, output: Output) -> R
         name: create.name,
         memory: create.memory,
         vcpus: create.vcpus,
-        boot: BootSpec::Kernel {
-            kernel: create.kernel,
-            initrd: create.initrd,
-            cmdline: create.cmdline,
+        boot: match create.kernel {
+            Some(kernel) => BootSpec::Kernel {
+                kernel,
+                initrd: create.initrd,
+                cmdline: create.cmdline,
+            },
+            None => BootSpec::Firmware {},
         },
         disks: create
             .disks

@@ -1,21 +1,22 @@
 //! Volumes and images that are entries in a table.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::sync::{Arc, Mutex};
 
-use api::ids::{ImageId, VolumeId};
+use api::ids::{ImageId, VmId, VolumeId};
 use api::units::Percent;
 use hostd_state::Fault;
 
 use super::{empty_file, lock};
-use crate::storage::{Images, Progress, Stored, VolumePlan, Volumes};
+use crate::storage::{FirmwareFiles, Images, Progress, Stored, VolumePlan, Volumes};
 use crate::vms::fault;
 
 /// Holds no bytes.
 #[derive(Debug, Clone, Default)]
 pub struct FakeVolumes {
     table: Arc<Mutex<Table<VolumeId>>>,
+    variables: Arc<Mutex<BTreeSet<VmId>>>,
 }
 
 /// Holds no bytes.
@@ -64,6 +65,11 @@ impl FakeVolumes {
         lock(&self.table).made
     }
 
+    /// Whether there are variables of the VM's firmware.
+    pub fn has_variables(&self, vm: VmId) -> bool {
+        lock(&self.variables).contains(&vm)
+    }
+
     /// The bytes of a volume are gone.
     pub fn lose(&self, volume: VolumeId) {
         lock(&self.table).stored.remove(&volume);
@@ -101,6 +107,19 @@ impl Volumes for FakeVolumes {
                 "create it",
             )),
         }
+    }
+
+    async fn firmware(&self, vm: VmId) -> Result<FirmwareFiles, Fault> {
+        lock(&self.variables).insert(vm);
+        Ok(FirmwareFiles {
+            code: empty_file()?,
+            variables: empty_file()?,
+        })
+    }
+
+    async fn remove_firmware(&self, vm: VmId) -> Result<(), Fault> {
+        lock(&self.variables).remove(&vm);
+        Ok(())
     }
 }
 

@@ -15,7 +15,10 @@ use super::{Agreed, Hands, IDLE, Reconciler, RoundError};
 use crate::network::Links;
 use crate::report::chain;
 use crate::storage::{Images, Volumes};
-use crate::vms::{HaveVm, Launcher, Opened, Phase, VmPlan, VmRequest, fault, plan as vm_plan};
+use crate::vms::plan::PlannedBoot;
+use crate::vms::{
+    HaveVm, Launcher, Opened, OpenedBoot, Phase, VmPlan, VmRequest, fault, plan as vm_plan,
+};
 
 /// While something is under way that nobody tells of.
 const SOON: Duration = Duration::from_millis(500);
@@ -203,7 +206,10 @@ where
             Step::Press(vm) => launcher.request(vm, VmRequest::PowerButton).await,
             Step::Kill(vm) => launcher.request(vm, VmRequest::Kill).await,
             Step::Forget(vm) => launcher.forget(vm).await?,
-            Step::Removed(vm) => self.agreed.report(Command::VmRemoved { vm }).await?,
+            Step::Removed(vm) => {
+                self.hands.volumes.remove_firmware(vm).await?;
+                self.agreed.report(Command::VmRemoved { vm }).await?;
+            }
         }
         Ok(())
     }
@@ -246,34 +252,43 @@ where
     /// Opens all that a VM needs, in the order in which it is likely to fail.
     async fn open(&self, plan: &VmPlan) -> Result<Opened, Fault> {
         let hands = &self.hands;
-        let kernel = hands.images.open(plan.kernel).await?;
-        let initrd = match plan.initrd {
-            Some(initrd) => Some(hands.images.open(initrd).await?),
-            None => None,
+        let boot = match &plan.boot {
+            PlannedBoot::Kernel { kernel, initrd } => OpenedBoot::Kernel {
+                kernel: hands.images.open(*kernel).await?,
+                initrd: match initrd {
+                    Some(initrd) => Some(hands.images.open(*initrd).await?),
+                    None => None,
+                },
+            },
+            PlannedBoot::Firmware => {
+                OpenedBoot::Firmware(unlocked(|| hands.volumes.firmware(plan.vm)).await?)
+            }
         };
         let mut disks = Vec::new();
         for disk in &plan.disks {
-            let mut tries = 1;
-            disks.push(loop {
-                match hands.volumes.open(disk.volume, disk.read_only).await {
-                    Err(fault) if fault.code == "volume_in_use" && tries < LOCK_TRIES => {
-                        tries += 1;
-                        tokio::time::sleep(LOCK_PAUSE).await;
-                    }
-                    other => break other?,
-                }
-            });
+            disks.push(unlocked(|| hands.volumes.open(disk.volume, disk.read_only)).await?);
         }
         let mut taps = Vec::new();
         for nic in &plan.nics {
             taps.push(hands.links.tap(nic.network, &nic.tap).await?);
         }
-        Ok(Opened {
-            kernel,
-            initrd,
-            disks,
-            taps,
-        })
+        Ok(Opened { boot, disks, taps })
+    }
+}
+
+/// Opens what an ended process may still hold for a moment.
+async fn unlocked<T, F: Future<Output = Result<T, Fault>>>(
+    open: impl Fn() -> F,
+) -> Result<T, Fault> {
+    let mut tries = 1;
+    loop {
+        match open().await {
+            Err(fault) if fault.code == "volume_in_use" && tries < LOCK_TRIES => {
+                tries += 1;
+                tokio::time::sleep(LOCK_PAUSE).await;
+            }
+            other => return other,
+        }
     }
 }
 

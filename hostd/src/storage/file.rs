@@ -3,6 +3,7 @@
 //! ```text
 //! DATA/volumes/<id>.raw       complete; sparse, its size fixed
 //! DATA/volumes/<id>.tmp       being filled; removed at start
+//! DATA/firmware/<vm>.vars     a VM's UEFI variables: see `firmware`
 //! ```
 //! A volume appears under its name only when it is whole and on disk: fill, fsync, rename, fsync the folder. So a power
 //! cut leaves either the volume or leftovers with another name.
@@ -14,14 +15,15 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use api::ids::{ImageId, VolumeId};
+use api::ids::{ImageId, VmId, VolumeId};
 use api::units::Percent;
 use hostd_state::Fault;
 use rustix::fs::{FlockOperation, SeekFrom};
 use rustix::io::Errno;
 
+use super::firmware::Firmware;
 use super::space::Space;
-use super::{Progress, Stored, VolumePlan, Volumes};
+use super::{FirmwareFiles, Progress, Stored, VolumePlan, Volumes};
 use crate::report::chain;
 use crate::vms::fault;
 
@@ -33,6 +35,7 @@ const COPY_STEP_BYTES: u64 = 16 << 20;
 pub struct FileVolumes {
     volumes: PathBuf,
     images: PathBuf,
+    firmware: Firmware,
 }
 
 /// Why something was not done.
@@ -70,6 +73,12 @@ pub enum StorageError {
         /// The file.
         path: PathBuf,
     },
+    /// The image carries none.
+    #[error("this host has no UEFI firmware for VMs (`{path}`)")]
+    NoFirmware {
+        /// Where it would be.
+        path: PathBuf,
+    },
     /// The worker thread ended early.
     #[error("the storage worker stopped")]
     Worker,
@@ -89,6 +98,10 @@ impl From<StorageError> for Fault {
             StorageError::Busy { .. } => {
                 ("volume_in_use", "it is free once that process has ended")
             }
+            StorageError::NoFirmware { .. } => (
+                "no_firmware",
+                "boot the VM from a kernel, or install an image with firmware on the host",
+            ),
             StorageError::Io { .. } | StorageError::Worker => {
                 ("storage_error", "see the host's log and its disk")
             }
@@ -179,11 +192,14 @@ impl FileVolumes {
         let pool = Self {
             volumes: data.join("volumes"),
             images: data.join("images"),
+            firmware: Firmware::in_image(data),
         };
-        for folder in [&pool.volumes, &pool.images] {
+        for folder in [&pool.volumes, &pool.images, pool.firmware.folder()] {
             fs::create_dir_all(folder).map_err(at("create", folder))?;
         }
-        remove_unfinished(&pool.volumes)?;
+        for folder in [&pool.volumes, pool.firmware.folder()] {
+            remove_unfinished(folder)?;
+        }
         Ok(pool)
     }
 
@@ -339,6 +355,16 @@ impl Volumes for FileVolumes {
         let path = self.path(volume);
         blocking(move || open_locked(&path, read_only)).await
     }
+
+    async fn firmware(&self, vm: VmId) -> Result<FirmwareFiles, Fault> {
+        let firmware = self.firmware.clone();
+        blocking(move || firmware.open(vm)).await
+    }
+
+    async fn remove_firmware(&self, vm: VmId) -> Result<(), Fault> {
+        let firmware = self.firmware.clone();
+        blocking(move || firmware.remove(vm)).await
+    }
 }
 
 /// A process that has ended may hold its files a moment longer: the kernel takes io_uring rings apart in the background.
@@ -348,7 +374,7 @@ const LOCK_POLL: Duration = Duration::from_millis(5);
 
 /// flock belongs to the open file description: it goes with the descriptor to the VM process and lasts as long as any
 /// copy of it, whatever becomes of the daemon.
-fn open_locked(path: &Path, read_only: bool) -> Result<File, StorageError> {
+pub(super) fn open_locked(path: &Path, read_only: bool) -> Result<File, StorageError> {
     let file = OpenOptions::new()
         .read(true)
         .write(!read_only)

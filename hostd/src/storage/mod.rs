@@ -1,17 +1,18 @@
 //! Where volumes and images live: what the reconcilers, the launcher and the upload need of it.
 //!
-//! [`file`] keeps both as files on the data partition; [`images`] receives uploads. The other implementation of the
+//! [`file`] keeps both as files on the data partition, [`firmware`] the variables of VMs beside them; [`images`] receives uploads. The other implementation of the
 //! traits is in `fake`. Nothing here knows who wants a volume or why.
 
 use std::fs::File;
 use std::future::Future;
 
-use api::ids::{ImageId, VolumeId};
+use api::ids::{ImageId, VmId, VolumeId};
 use api::units::Percent;
 use hostd_state::Fault;
 use tokio::sync::watch;
 
 pub mod file;
+pub mod firmware;
 pub mod images;
 pub mod space;
 
@@ -60,6 +61,22 @@ pub trait Volumes: Send + Sync + 'static {
         volume: VolumeId,
         read_only: bool,
     ) -> impl Future<Output = Result<File, Fault>> + Send;
+
+    /// Opens UEFI firmware for a VM, with its own variables, which are made as the firmware's maker has them when there
+    /// are none. They are locked as a volume is.
+    fn firmware(&self, vm: VmId) -> impl Future<Output = Result<FirmwareFiles, Fault>> + Send;
+
+    /// Removes a VM's variables, durably. Absent is fine.
+    fn remove_firmware(&self, vm: VmId) -> impl Future<Output = Result<(), Fault>> + Send;
+}
+
+/// UEFI firmware, opened for a VM.
+#[derive(Debug)]
+pub struct FirmwareFiles {
+    /// The code, the same for all.
+    pub code: File,
+    /// The VM's variables.
+    pub variables: File,
 }
 
 /// The images on this host, once they are verified.

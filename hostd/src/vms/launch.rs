@@ -23,8 +23,8 @@ use serde::{Deserialize, Serialize};
 
 use super::cgroup::{CgroupError, Cgroups, Limits};
 use super::jail::{self, Birth, JailConfig};
-use super::plan::{Numbers, VmPlan};
-use super::{Opened, fault};
+use super::plan::{BootNumbers, Numbers, VmPlan};
+use super::{Opened, OpenedBoot, fault};
 use crate::report::chain;
 use crate::vmm_child::{ChildConfig, DEVICE_FDS};
 
@@ -295,8 +295,16 @@ fn give_birth(
         control: place(control.as_fd()),
         serial: place(serial.as_fd()),
         status: place(status.as_fd()),
-        kernel: place(opened.kernel.as_fd()),
-        initrd: opened.initrd.as_ref().map(|initrd| place(initrd.as_fd())),
+        boot: match &opened.boot {
+            OpenedBoot::Kernel { kernel, initrd } => BootNumbers::Kernel {
+                kernel: place(kernel.as_fd()),
+                initrd: initrd.as_ref().map(|initrd| place(initrd.as_fd())),
+            },
+            OpenedBoot::Firmware(files) => BootNumbers::Firmware {
+                code: place(files.code.as_fd()),
+                variables: place(files.variables.as_fd()),
+            },
+        },
         disks: opened
             .disks
             .iter()

@@ -22,6 +22,7 @@ use api::vms::VmExit;
 use hostd_state::Fault;
 use tokio::sync::watch;
 
+use crate::storage::FirmwareFiles;
 pub mod plan;
 
 pub mod cgroup;
@@ -72,13 +73,25 @@ pub enum VmRequest {
     Kill,
 }
 
+/// What a VM process boots with, opened.
+#[derive(Debug)]
+pub enum OpenedBoot {
+    /// A kernel.
+    Kernel {
+        /// The kernel.
+        kernel: File,
+        /// The initramfs.
+        initrd: Option<File>,
+    },
+    /// UEFI firmware.
+    Firmware(FirmwareFiles),
+}
+
 /// All that a VM process gets, opened.
 #[derive(Debug)]
 pub struct Opened {
-    /// The kernel.
-    pub kernel: File,
-    /// The initramfs.
-    pub initrd: Option<File>,
+    /// What it boots with.
+    pub boot: OpenedBoot,
     /// The volumes, in the plan's order, locked.
     pub disks: Vec<File>,
     /// The taps, in the order of the plan's NICs.

@@ -23,16 +23,28 @@ pub struct VmPlan {
     pub memory_mib: u64,
     /// vCPUs.
     pub vcpus: u8,
-    /// The kernel.
-    pub kernel: ImageId,
-    /// The initramfs.
-    pub initrd: Option<ImageId>,
-    /// The kernel's command line.
+    /// How it boots.
+    pub boot: PlannedBoot,
+    /// The command line of a kernel.
     pub cmdline: String,
     /// Disks, in guest order.
     pub disks: Vec<PlannedDisk>,
     /// NICs, in guest order.
     pub nics: Vec<PlannedNic>,
+}
+
+/// What a VM begins with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PlannedBoot {
+    /// A kernel.
+    Kernel {
+        /// Its image.
+        kernel: ImageId,
+        /// The initramfs.
+        initrd: Option<ImageId>,
+    },
+    /// UEFI firmware.
+    Firmware,
 }
 
 /// A disk.
@@ -68,11 +80,14 @@ pub enum PlanError {
 /// # Errors
 /// A record that contradicts itself.
 pub fn plan(record: &VmRecord) -> Result<VmPlan, PlanError> {
-    let Boot::Kernel {
-        kernel,
-        initrd,
-        cmdline,
-    } = record.boot.clone();
+    let (boot, cmdline) = match record.boot.clone() {
+        Boot::Kernel {
+            kernel,
+            initrd,
+            cmdline,
+        } => (PlannedBoot::Kernel { kernel, initrd }, cmdline),
+        Boot::Firmware {} => (PlannedBoot::Firmware, String::new()),
+    };
     let disks = record.disks.iter();
     let nics = record.nics.iter().enumerate().map(|(index, nic)| {
         let mac = parse_mac(&nic.mac).ok_or_else(|| PlanError::Mac(nic.mac.clone()))?;
@@ -88,8 +103,7 @@ pub fn plan(record: &VmRecord) -> Result<VmPlan, PlanError> {
         name: record.name.as_str().to_owned(),
         memory_mib: record.memory.0,
         vcpus: record.vcpus,
-        kernel,
-        initrd,
+        boot,
         cmdline,
         disks: disks
             .map(|disk| PlannedDisk {
@@ -122,6 +136,25 @@ fn tap_name(vm: VmId, nic: usize) -> String {
     format!("t{hex}{nic:x}")
 }
 
+/// The descriptors of what a child boots with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BootNumbers {
+    /// A kernel.
+    Kernel {
+        /// The kernel.
+        kernel: RawFd,
+        /// The initramfs.
+        initrd: Option<RawFd>,
+    },
+    /// Firmware.
+    Firmware {
+        /// Its code.
+        code: RawFd,
+        /// Its variables.
+        variables: RawFd,
+    },
+}
+
 /// The descriptors a child is given beside disks and taps, by number in the child.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Numbers {
@@ -133,10 +166,8 @@ pub struct Numbers {
     pub serial: RawFd,
     /// The status file.
     pub status: RawFd,
-    /// The kernel.
-    pub kernel: RawFd,
-    /// The initramfs.
-    pub initrd: Option<RawFd>,
+    /// What it boots with.
+    pub boot: BootNumbers,
     /// The volumes.
     pub disks: Vec<RawFd>,
     /// The taps.
@@ -152,10 +183,16 @@ impl VmPlan {
             name: self.name.clone(),
             memory_mib: self.memory_mib,
             vcpus: self.vcpus,
-            boot: config::Boot::Kernel {
-                kernel_fd: fds.kernel,
-                initrd_fd: fds.initrd,
-                cmdline: self.cmdline.clone(),
+            boot: match fds.boot {
+                BootNumbers::Kernel { kernel, initrd } => config::Boot::Kernel {
+                    kernel_fd: kernel,
+                    initrd_fd: initrd,
+                    cmdline: self.cmdline.clone(),
+                },
+                BootNumbers::Firmware { code, variables } => config::Boot::Firmware {
+                    code_fd: code,
+                    vars_fd: variables,
+                },
             },
             disks: disks
                 .map(|(index, (disk, fd))| DiskConfig {

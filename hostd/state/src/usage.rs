@@ -87,8 +87,11 @@ impl Usage {
 
 /// The images a VM boots from.
 pub(crate) fn images(boot: &Boot) -> impl Iterator<Item = ImageId> {
-    let Boot::Kernel { kernel, initrd, .. } = boot;
-    std::iter::once(*kernel).chain(*initrd)
+    let (kernel, initrd) = match boot {
+        Boot::Kernel { kernel, initrd, .. } => (Some(*kernel), *initrd),
+        Boot::Firmware {} => (None, None),
+    };
+    kernel.into_iter().chain(initrd)
 }
 
 fn take<K: Ord>(map: &mut BTreeMap<K, BTreeSet<VmId>>, key: K, vm: VmId) {

@@ -56,6 +56,12 @@ pub fn prepare(paths: &Paths, needs: &Needs) -> Result<BaseSystem> {
         0o644,
         &boot_loader,
     )?;
+    for file in [
+        "usr/share/OVMF/OVMF_CODE_4M.fd",
+        "usr/share/OVMF/OVMF_VARS_4M.fd",
+    ] {
+        tree.file(file, 0o644, &fs::canonicalize(root.join(file))?)?;
+    }
     for program in needs.programs.keys() {
         // Debian 12 still ships some of them in /sbin: the image has one place.
         let from = ["", "usr/"]

@@ -139,7 +139,10 @@ fn boot(state: &State, host: HostId, spec: &BootSpec) -> Result<Boot, Refused> {
         kernel,
         initrd,
         cmdline,
-    } = spec;
+    } = spec
+    else {
+        return Ok(Boot::Firmware {});
+    };
     if cmdline.len() > CMDLINE_LEN_MAX {
         return Err(Refused::invalid(
             format!("the kernel's command line is longer than {CMDLINE_LEN_MAX} bytes"),

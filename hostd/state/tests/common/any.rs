@@ -80,11 +80,14 @@ fn vm_report() -> impl Strategy<Value = VmReport> + Clone {
 }
 
 fn boot() -> impl Strategy<Value = BootSpec> + Clone {
-    (refs(3), prop::option::weighted(0.2, refs(3))).prop_map(|(kernel, initrd)| BootSpec::Kernel {
-        kernel,
-        initrd,
-        cmdline: String::new(),
-    })
+    let kernel = (refs(3), prop::option::weighted(0.2, refs(3))).prop_map(|(kernel, initrd)| {
+        BootSpec::Kernel {
+            kernel,
+            initrd,
+            cmdline: String::new(),
+        }
+    });
+    prop_oneof![4 => kernel, 1 => Just(BootSpec::Firmware {})]
 }
 
 fn disks() -> impl Strategy<Value = Vec<DiskSpec>> + Clone {
