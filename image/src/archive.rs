@@ -74,7 +74,7 @@ pub fn write(tree: &Tree, compression: Compression, path: &Path) -> Result<()> {
     match compression {
         // `-l`: the kernel reads lz4's legacy frames only.
         Compression::Lz4 => run(tool("lz4")
-            .args(["-l", "-1", "-q"])
+            .args(["-l", "-9", "-q"])
             .arg(&plain)
             .arg(&packed))?,
         Compression::Zstd => run(tool("zstd")
