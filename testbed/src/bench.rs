@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::accel::Accelerator;
 use crate::agent::UP_MARKER;
 use crate::artifacts::{cache, dist, repository};
-use crate::expect::{eventually, secs};
+use crate::expect::{answered, secs};
 use crate::guest::{GuestConsole, demonstration_with_disk, start};
 use crate::initramfs::Initramfs;
 use crate::lab::{BOOT, Lab};
@@ -199,16 +199,16 @@ async fn boots(figures: &mut Vec<Figure>) -> Result<()> {
         let mut machine = MachineConfig::new("ours", Boot::Firmware)
             .disk(&disk)
             .start(lab.folder())?;
-        let client = Client::https(
-            &format!("127.0.0.1:{}", machine.port(443)?),
-            Fingerprint([0; 32]),
-        )?;
+        let address = format!("127.0.0.1:{}", machine.port(443)?);
         let started = Instant::now();
-        eventually("the API answers", BOOT, async || {
-            // Any certificate will do here: that one was presented is the answer.
-            match client.health_get().await {
-                Err(api::client::ClientError::Fingerprint { .. }) => Ok(Some(())),
-                other => bail!("{other:?}"),
+        answered("the API answers", BOOT, || {
+            let client = Client::https(&address, Fingerprint([0; 32]));
+            async move {
+                // Any certificate will do here: that one was presented is the answer.
+                match client?.health_get().await {
+                    Err(api::client::ClientError::Fingerprint { .. }) => Ok(Some(())),
+                    other => bail!("{other:?}"),
+                }
             }
         })
         .await?;

@@ -24,7 +24,7 @@ use crate::accel::{Accelerator, KERNEL_ARGUMENTS};
 use crate::agent::client::Agent;
 use crate::artifacts::{GuestKernel, cache, dist, repository};
 use crate::console::Facts;
-use crate::expect::{eventually, secs};
+use crate::expect::{answered, secs};
 use crate::initramfs::Initramfs;
 use crate::machine::{Boot, Machine, MachineConfig, SavedState};
 use crate::media;
@@ -247,10 +247,7 @@ impl Appliance {
             name: ADMIN.parse()?,
             password: Secret(password.clone()),
         };
-        eventually("the API answers", secs(120), async || {
-            Ok(Some(api.health_get().await?.ready).filter(|ready| *ready))
-        })
-        .await?;
+        healthy(&machine, &facts.fingerprint, secs(120)).await?;
         api.setup_create(&request)
             .await
             .context("enrolling the first administrator")?;
@@ -271,11 +268,7 @@ impl Appliance {
 
     /// Waits until writes are agreed.
     pub async fn ready(&self, within: Duration) -> Result<()> {
-        eventually("the API is ready", within, async || {
-            Ok(Some(self.api.health_get().await?.ready).filter(|ready| *ready))
-        })
-        .await
-        .map(drop)
+        healthy(&self.machine, &self.access.fingerprint, within).await
     }
 
     /// A client without a token, or with another pin.
@@ -333,6 +326,16 @@ fn client(machine: &Machine, fingerprint: &str) -> Result<Client> {
         &format!("127.0.0.1:{}", machine.port(443)?),
         pinned,
     )?)
+}
+
+/// Waits until writes are agreed.
+async fn healthy(machine: &Machine, fingerprint: &str, within: Duration) -> Result<()> {
+    answered("the API is ready", within, || {
+        let client = client(machine, fingerprint);
+        async move { Ok(Some(client?.health_get().await?.ready).filter(|ready| *ready)) }
+    })
+    .await
+    .map(drop)
 }
 
 fn hexadecimal(bytes: &[u8]) -> String {
