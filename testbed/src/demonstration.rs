@@ -54,7 +54,7 @@ pub async fn run(headless: bool) -> Result<()> {
         "[install]\ndisk = \"lab-disk-0\"\nhostname = \"demo\"\n",
     )?;
     let mut config = MachineConfig::new("demo", Boot::Firmware).disk(&disk);
-    config.cdrom = Some(dist("limiquantix.iso")?);
+    config.medium = Some(dist("limiquantix.iso")?);
     config.seed = Some(seed);
     config.outside = true;
     config.preferred_port = Some(PORT);

@@ -52,17 +52,46 @@ pub struct Disk {
     pub path: PathBuf,
     /// Its serial number.
     pub serial: String,
-    /// It has an interface of this kind.
-    pub bus: Bus,
 }
 
-/// What a disk is plugged into.
+/// What its disks, its medium and its network card are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Bus {
-    /// virtio-blk.
-    Virtio,
-    /// NVMe.
-    Nvme,
+pub enum Hardware {
+    /// virtio disks and network, a SATA CD: a virtual machine, and the quickest.
+    Virtual,
+    /// NVMe disks, the medium as a USB stick, an Intel 82574 network card: a server.
+    Server,
+    /// SATA disks and CD, the seed as a USB stick, an Intel 82540 network card: an older one.
+    Older,
+}
+
+impl Hardware {
+    /// QEMU's device for a disk.
+    fn disk(self, number: usize) -> String {
+        match self {
+            Self::Virtual => "virtio-blk-pci".to_owned(),
+            Self::Server => "nvme".to_owned(),
+            Self::Older => format!("ide-hd,bus=ide.{number}"),
+        }
+    }
+
+    /// QEMU's devices for the installer medium, and for one with a seed.
+    fn media(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Virtual => ("ide-cd,bus=ide.5", "virtio-blk-pci"),
+            Self::Server => ("usb-storage,bus=usb.0", "usb-storage,bus=usb.0"),
+            Self::Older => ("ide-cd,bus=ide.5", "usb-storage,bus=usb.0"),
+        }
+    }
+
+    /// QEMU's network card.
+    fn network(self) -> &'static str {
+        match self {
+            Self::Virtual => "virtio-net-pci",
+            Self::Server => "e1000e",
+            Self::Older => "e1000",
+        }
+    }
 }
 
 /// A saved machine to continue from.
@@ -85,12 +114,14 @@ pub struct MachineConfig {
     pub cpus: u32,
     /// How it boots.
     pub boot: Boot,
+    /// Which kinds of devices it has.
+    pub hardware: Hardware,
     /// Disks in order.
     pub disks: Vec<Disk>,
-    /// A CD.
-    pub cdrom: Option<PathBuf>,
-    /// Firmware tries the CD before the disks.
-    pub cd_first: bool,
+    /// The ISO, as a CD or a stick.
+    pub medium: Option<PathBuf>,
+    /// Firmware tries it before the disks.
+    pub medium_first: bool,
     /// A raw medium with a seed.
     pub seed: Option<PathBuf>,
     /// TCP ports of the machine to be reached from here.
@@ -117,9 +148,10 @@ impl MachineConfig {
             memory_mib: 2048,
             cpus: 1,
             boot,
+            hardware: Hardware::Virtual,
             disks: Vec::new(),
-            cdrom: None,
-            cd_first: false,
+            medium: None,
+            medium_first: false,
             seed: None,
             ports: vec![443],
             preferred_port: None,
@@ -131,14 +163,13 @@ impl MachineConfig {
         }
     }
 
-    /// With one more virtio disk.
+    /// With one more disk.
     #[must_use]
     pub fn disk(mut self, path: &Path) -> Self {
         let serial = format!("lab-disk-{}", self.disks.len());
         self.disks.push(Disk {
             path: path.to_owned(),
             serial,
-            bus: Bus::Virtio,
         });
         self
     }
@@ -179,7 +210,11 @@ impl Machine {
         command.args(boot_arguments(&config, folder)?);
         command.args(disk_arguments(&config));
         let forwards = free_ports(&config.ports, config.preferred_port)?;
-        command.args(network_arguments(&config, &forwards));
+        command.args(network_arguments(
+            config.hardware,
+            config.outside,
+            &forwards,
+        ));
         if config.no_reboot {
             command.arg("-no-reboot");
         }
@@ -408,53 +443,50 @@ fn disk_arguments(config: &MachineConfig) -> Vec<String> {
     let mut add = |drive: String, device: String| {
         arguments.extend(["-drive".to_owned(), drive, "-device".to_owned(), device]);
     };
+    let (medium, seed) = config.hardware.media();
     for (number, disk) in config.disks.iter().enumerate() {
         let path = disk.path.display();
-        let model = match disk.bus {
-            Bus::Virtio => "virtio-blk-pci",
-            Bus::Nvme => "nvme",
-        };
         add(
             format!("if=none,id=disk{number},format=raw,discard=unmap,cache=unsafe,file={path}"),
             format!(
-                "{model},drive=disk{number},serial={},bootindex={}",
+                "{},drive=disk{number},serial={},bootindex={}",
+                config.hardware.disk(number),
                 disk.serial,
                 number + 1
             ),
         );
     }
     if let Some(path) = &config.seed {
+        let path = path.display();
         add(
-            format!(
-                "if=none,id=seed,format=raw,readonly=on,file={}",
-                path.display()
-            ),
-            "virtio-blk-pci,drive=seed,serial=lab-seed".to_owned(),
+            format!("if=none,id=seed,format=raw,readonly=on,file={path}"),
+            format!("{seed},drive=seed,serial=lab-seed"),
         );
     }
-    if let Some(path) = &config.cdrom {
+    if let Some(path) = &config.medium {
+        let path = path.display();
+        let index = if config.medium_first { 0 } else { 90 };
         add(
-            format!(
-                "if=none,id=cd,format=raw,media=cdrom,readonly=on,file={}",
-                path.display()
-            ),
-            format!(
-                "ide-cd,drive=cd,bootindex={}",
-                if config.cd_first { 0 } else { 90 }
-            ),
+            format!("if=none,id=medium,format=raw,readonly=on,file={path}"),
+            format!("{medium},drive=medium,serial=lab-medium,bootindex={index}"),
         );
+    }
+    if config.hardware != Hardware::Virtual {
+        // Before what is plugged into it.
+        arguments.splice(0..0, ["-device", "qemu-xhci,id=usb"].map(str::to_owned));
     }
     arguments
 }
 
-fn network_arguments(config: &MachineConfig, forwards: &[(u16, u16)]) -> Vec<String> {
-    let restrict = if config.outside { "off" } else { "on" };
+fn network_arguments(hardware: Hardware, outside: bool, forwards: &[(u16, u16)]) -> Vec<String> {
+    let restrict = if outside { "off" } else { "on" };
     let mut net = format!("user,id=net,restrict={restrict}");
     for (theirs, ours) in forwards {
         net.push_str(&format!(",hostfwd=tcp:127.0.0.1:{ours}-:{theirs}"));
     }
-    let device = "virtio-net-pci,netdev=net,mac=52:54:00:6c:71:78,romfile=";
-    ["-netdev", &net, "-device", device]
+    let card = hardware.network();
+    let device = format!("{card},netdev=net,mac=52:54:00:6c:71:78,romfile=");
+    ["-netdev", &net, "-device", &device]
         .map(str::to_owned)
         .to_vec()
 }

@@ -9,16 +9,17 @@ use testbed::accel::KERNEL_ARGUMENTS;
 use testbed::artifacts::dist;
 use testbed::expect::secs;
 use testbed::lab::{Appliance, BOOT, Lab, lab_test};
-use testbed::machine::{Boot, Machine, MachineConfig};
+use testbed::machine::{Boot, Hardware, Machine, MachineConfig};
 use testbed::media;
 use testbed::web::{Page, Web};
 
 /// Figures of the issue: it installs and runs on a host of 2 GiB and 8 GB.
 const DISK_BYTES: u64 = 8_000_000_000;
 
-fn from_iso(lab: &Lab, disk: &Path, seed: Option<&str>) -> Result<Machine> {
+fn from_iso(lab: &Lab, hardware: Hardware, disk: &Path, seed: Option<&str>) -> Result<Machine> {
     let mut config = MachineConfig::new("installer", Boot::Firmware).disk(disk);
-    config.cdrom = Some(dist("limiquantix.iso")?);
+    config.hardware = hardware;
+    config.medium = Some(dist("limiquantix.iso")?);
     if let Some(text) = seed {
         let path = lab.file("seed.raw");
         media::seed(&path, text)?;
@@ -27,14 +28,15 @@ fn from_iso(lab: &Lab, disk: &Path, seed: Option<&str>) -> Result<Machine> {
     config.start(lab.folder())
 }
 
-/// ISO and seed: nobody touches it, and it comes up from its own disk. The medium stays in, as it does in a real rack.
+/// ISO and seed: nobody touches it, and it comes up from its own disk. The medium stays in, as it does in a real rack. A
+/// machine with SATA disks.
 #[test]
 fn a_seed_installs_without_anybody() -> Result<()> {
     lab_test("a_seed_installs_without_anybody", async |lab| {
         let disk = lab.file("disk.raw");
         media::blank(&disk, DISK_BYTES)?;
         let seed = "[install]\ndisk = \"lab-disk-0\"\nhostname = \"seeded\"\n";
-        let machine = from_iso(lab, &disk, Some(seed))?;
+        let machine = from_iso(lab, Hardware::Older, &disk, Some(seed))?;
         // Installing, restarting, booting from the disk, and its status screen: all of it must pass by for this to appear.
         let appliance = lab.keep(Appliance::enrol(machine, BOOT).await?)?;
         let system = appliance.api.system_get().await?;
@@ -51,9 +53,9 @@ fn a_seed_installs_without_anybody() -> Result<()> {
 
         // Without the medium, from the disk alone; what was enrolled is still there.
         let access = lab.cut_power()?;
-        let machine = MachineConfig::new("installed", Boot::Firmware)
-            .disk(&disk)
-            .start(lab.folder())?;
+        let mut config = MachineConfig::new("installed", Boot::Firmware).disk(&disk);
+        config.hardware = Hardware::Older;
+        let machine = config.start(lab.folder())?;
         let appliance = lab.keep(Appliance::known(machine, access)?)?;
         appliance.ready(BOOT).await?;
         let system = appliance.api.system_get().await?;
@@ -74,8 +76,8 @@ fn a_disk_with_data_is_not_touched_without_consent() -> Result<()> {
             let before = digest(&disk)?;
             // Its own boot entry would win; the medium is what is to be booted.
             let mut config = MachineConfig::new("installer", Boot::Firmware).disk(&disk);
-            config.cdrom = Some(dist("limiquantix.iso")?);
-            config.cd_first = true;
+            config.medium = Some(dist("limiquantix.iso")?);
+            config.medium_first = true;
             let seed = lab.file("seed.raw");
             media::seed(&seed, "[install]\ndisk = \"lab-disk-0\"\n")?;
             config.seed = Some(seed);
@@ -90,13 +92,13 @@ fn a_disk_with_data_is_not_touched_without_consent() -> Result<()> {
     )
 }
 
-/// By hand, over the serial line.
+/// By hand, over the serial line, from a stick onto an NVMe disk.
 #[test]
 fn a_person_installs_with_the_keyboard() -> Result<()> {
     lab_test("a_person_installs_with_the_keyboard", async |lab| {
         let disk = lab.file("disk.raw");
         media::blank(&disk, DISK_BYTES)?;
-        let machine = from_iso(lab, &disk, None)?;
+        let machine = from_iso(lab, Hardware::Server, &disk, None)?;
         let serial = machine.serial();
         let short: Duration = secs(60);
         serial.wait_for_screen("Install: choose the disk", BOOT)?;
@@ -104,8 +106,8 @@ fn a_person_installs_with_the_keyboard() -> Result<()> {
         serial.send("\r")?;
         serial.wait_for_screen("This disk is blank", short)?;
         // The name has to be typed: one key too many must not erase anything.
-        serial.send("vda")?;
-        serial.wait_for_screen("install onto it: vda_", short)?;
+        serial.send("nvme0n1")?;
+        serial.wait_for_screen("install onto it: nvme0n1_", short)?;
         serial.send("\r")?;
         let appliance = lab.keep(Appliance::enrol(machine, BOOT).await?)?;
         ensure!(appliance.api.system_get().await?.mode == Mode::Run);

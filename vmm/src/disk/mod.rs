@@ -169,7 +169,12 @@ pub fn open(fd: OwnedFd, access: Access) -> Result<Box<dyn DiskBackend>, OpenRaw
     let file = RawFile::new(fd, access)?;
     match UringDisk::new(file) {
         Ok(disk) => Ok(Box::new(disk)),
-        Err((file, _refused)) => Ok(Box::new(BlockingDisk::new(file)?)),
+        Err((file, refused)) => {
+            eprintln!(
+                "vmm: the kernel refuses io_uring ({refused}): a disk goes by blocking calls, more slowly"
+            );
+            Ok(Box::new(BlockingDisk::new(file)?))
+        }
     }
 }
 

@@ -28,7 +28,7 @@ pub(super) fn draw_disks(state: &State, frame: &mut Frame<'_>, area: Rect) {
         let row = Row::new([
             disk.name.clone(),
             size(disk.size_bytes),
-            label(disk),
+            disk.serial.clone(),
             disk.content.clone(),
         ]);
         if index == state.selected {
@@ -40,11 +40,20 @@ pub(super) fn draw_disks(state: &State, frame: &mut Frame<'_>, area: Rect) {
     let widths = [
         Constraint::Length(10),
         Constraint::Length(9),
-        Constraint::Length(24),
+        // As long as serial numbers are in practice: a person tells disks apart by them.
+        Constraint::Length(20),
         Constraint::Min(20),
     ];
-    let head = Row::new(["disk", "size", "model, serial", "what is on it"]);
-    frame.render_widget(Table::new(rows, widths).header(head).block(block), area);
+    let head = Row::new(["disk", "size", "serial", "what is on it"]);
+    let inner = block.inner(area);
+    frame.render_widget(block, area);
+    let [table, chosen] =
+        Layout::vertical([Constraint::Min(2), Constraint::Length(4)]).areas(inner);
+    frame.render_widget(Table::new(rows, widths).header(head), table);
+    if let Some(disk) = disks.get(state.selected) {
+        let about = format!("{}  {}: {}", disk.name, label(disk), disk.content);
+        frame.render_widget(Paragraph::new(about).wrap(Wrap { trim: true }), chosen);
+    }
 }
 
 fn label(disk: &DiskInfo) -> String {
@@ -136,8 +145,8 @@ mod tests {
         let disk = DiskInfo {
             name: "nvme0n1".into(),
             size_bytes: 500 << 30,
-            model: "FAST".into(),
-            serial: "S1".into(),
+            model: "Samsung SSD 980 PRO 1TB".into(),
+            serial: "S5GXNX0R123456".into(),
             content: "ext4 file system".into(),
             ..DiskInfo::default()
         };
@@ -147,9 +156,14 @@ mod tests {
             disks: vec![disk],
             phase,
         }));
+        let text = rendered(&state);
         assert!(
-            rendered(&state)
-                .contains("nvme0n1    500 GiB   FAST S1                  ext4 file system")
+            text.contains("nvme0n1    500 GiB   S5GXNX0R123456       ext4 file system"),
+            "{text}"
+        );
+        assert!(
+            text.contains("nvme0n1  Samsung SSD 980 PRO 1TB S5GXNX0R123456: ext4 file system"),
+            "{text}"
         );
         state.screen = Screen::InstallConfirm {
             disk: "nvme0n1".into(),
