@@ -11,9 +11,11 @@ mod serve;
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
+use api::system::PowerAction;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
@@ -28,6 +30,7 @@ use crate::host::Roots;
 use crate::host::cmdline::Cmdline;
 use crate::host::discover::{Discovered, came_from_disk, discover};
 use crate::host::logs::Ring;
+use crate::http::SystemApi;
 
 /// Our folder of sockets and the like; gone with a restart of the machine.
 const RUN: &str = "/run/lqx";
@@ -134,6 +137,29 @@ async fn end_on_signal(shutdown: CancellationToken) {
     }
     info!("asked to end");
     shutdown.cancel();
+}
+
+/// Init's way to say that the machine is to end: the power button was pressed, for instance. Ends with the daemon.
+fn end_when_init_asks(system: Arc<dyn SystemApi>) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        let (Ok(mut off), Ok(mut restart)) = (
+            signal(SignalKind::user_defined1()),
+            signal(SignalKind::user_defined2()),
+        ) else {
+            warn!("signals of init cannot be received");
+            return;
+        };
+        loop {
+            let action = tokio::select! {
+                _ = off.recv() => PowerAction::PowerOff,
+                _ = restart.recv() => PowerAction::Reboot,
+            };
+            info!(?action, "init asks for the end of the machine");
+            if let Err(error) = system.power(action).await {
+                warn!(error = %error.message, "the machine could not be switched");
+            }
+        }
+    })
 }
 
 /// The local socket: only root may connect, and is the administrator at the console.

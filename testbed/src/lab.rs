@@ -182,6 +182,17 @@ impl Lab {
         Ok(appliance.access)
     }
 
+    /// Presses the power button of the appliance, waits until it is off, and takes it out of the lab.
+    pub fn press_power_button(&mut self, within: Duration) -> Result<Access> {
+        let machine = &mut self.appliance()?.machine;
+        machine
+            .qmp()
+            .call("system_powerdown", serde_json::json!({}))?;
+        machine.wait_off(within)?;
+        let appliance = self.appliances.pop().context("no appliance yet")?;
+        Ok(appliance.access)
+    }
+
     /// Puts an appliance into the lab.
     pub fn keep(&mut self, appliance: Appliance) -> Result<&mut Appliance> {
         self.appliances.push(appliance);

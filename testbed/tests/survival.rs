@@ -207,6 +207,37 @@ fn a_vm_comes_back_after_a_power_cut() -> Result<()> {
     })
 }
 
+/// The host's power button: guests power themselves off first, so that what they had not written yet is on their disks; then the
+/// machine is off. What ran is started again with the host.
+#[test]
+fn the_power_button_lets_guests_power_off() -> Result<()> {
+    lab_test("the_power_button_lets_guests_power_off", async |lab| {
+        let api = lab.prepared().await?.api.clone();
+        let disk = lab.file("disk.raw");
+        let mut request = demonstration_with_disk(&api, "web").await?;
+        request.autostart = true;
+        let vm = start(&api, &request).await?;
+        let mut console = GuestConsole::open(&api, vm.id).await?;
+        console.ready(secs(180)).await?;
+        // Nothing in the guest writes this out but its own shutdown.
+        console
+            .run(
+                "echo 360000 >/proc/sys/vm/dirty_expire_centisecs; echo 0 >/proc/sys/vm/dirty_writeback_centisecs; echo kept >/data/note",
+                secs(30),
+            )
+            .await?;
+        let access = lab.press_power_button(secs(120))?;
+
+        let api = lab.boot_again(&disk, access).await?.api.clone();
+        phase(&api, vm.id, VmPhase::Running, secs(120)).await?;
+        let mut console = GuestConsole::open(&api, vm.id).await?;
+        ensure!(console.ready(secs(180)).await?.boots == 2);
+        let said = console.run("cat /data/note", secs(30)).await?;
+        ensure!(said == "kept", "{said:?}");
+        Ok(())
+    })
+}
+
 /// The state partition is full: writes are refused in words, reads go on, and with space again so do writes.
 #[test]
 fn a_full_data_disk_is_said_and_healed() -> Result<()> {

@@ -12,11 +12,11 @@ use futures_util::future::BoxFuture;
 use tokio::net::UnixStream;
 use tracing::{info, warn};
 
-use super::{Base, consoles, join, local_socket};
+use super::{Base, consoles, end_when_init_asks, join, local_socket};
 use crate::auth::{Auth, AuthConfig};
 use crate::host::power::Power;
 use crate::host::system::Machine;
-use crate::http::{self, Context, ImageStore, ServerConfig, Upload, VmProcesses};
+use crate::http::{self, Context, ImageStore, ServerConfig, SystemApi, Upload, VmProcesses};
 use crate::install::seed::SeedPlace;
 use crate::install::{Environment, Installer};
 use crate::metrics::Metrics;
@@ -32,22 +32,24 @@ pub(super) async fn run(base: &Base) -> Result<()> {
     let (management, address) =
         Management::start(NetworkSettings::default(), None, "/run/resolv.conf".into())
             .context("starting the management address")?;
+    let system: Arc<dyn SystemApi> = Arc::new(Machine {
+        roots: base.roots.clone(),
+        version: base.version.clone(),
+        mode: Mode::Install,
+        hostname: None,
+        state: None,
+        management: Some(management),
+        logs: base.logs.clone(),
+        power: Power::of_machine(),
+    });
+    let asked = end_when_init_asks(system.clone());
     let context = Context {
         mode: Mode::Install,
         version: base.version.clone(),
         host: None,
         cluster: None,
         auth: Auth::open(AuthConfig::default()).context("making the setup token")?,
-        system: Arc::new(Machine {
-            roots: base.roots.clone(),
-            version: base.version.clone(),
-            mode: Mode::Install,
-            hostname: None,
-            state: None,
-            management: Some(management),
-            logs: base.logs.clone(),
-            power: Power::of_machine(),
-        }),
+        system,
         installer: Some(Arc::new(installer.clone())),
         vms: Arc::new(NoVms),
         images: Arc::new(NoVms),
@@ -69,6 +71,7 @@ pub(super) async fn run(base: &Base) -> Result<()> {
         installer,
     ));
     http::serve(server).await.context("serving the local API")?;
+    asked.abort();
     seed.abort();
     join(consoles).await;
     address.abort();

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{Base, consoles, join, local_socket};
+use super::{Base, consoles, end_when_init_asks, join, local_socket};
 use crate::auth::{Auth, AuthConfig};
 use crate::cluster::{Cluster, ClusterConfig};
 use crate::config::HostConfig;
@@ -103,16 +103,18 @@ pub(super) async fn run(base: &Base, install: &Install) -> Result<()> {
         setup_token: Some(Path::new(STATE).join("setup-token")),
         ..AuthConfig::default()
     };
+    let system: Arc<dyn SystemApi> = Arc::new(Draining {
+        machine: machine.clone(),
+        drain,
+    });
+    let asked = end_when_init_asks(system.clone());
     let context = Context {
         mode: Mode::Run,
         version: base.version.clone(),
         host: Some(config.host),
         cluster: Some(cluster.clone()),
         auth: Auth::open(auth).context("reading the setup token")?,
-        system: Arc::new(Draining {
-            machine: machine.clone(),
-            drain,
-        }),
+        system,
         installer: None,
         vms: Arc::new(vm_processes),
         images: Arc::new(images),
@@ -151,6 +153,7 @@ pub(super) async fn run(base: &Base, install: &Install) -> Result<()> {
         reason = cluster.fatal() => anyhow::bail!("the cluster's log has failed: {reason}"),
     }
 
+    asked.abort();
     draining.abort();
     blessing.abort();
     join(consoles).await;

@@ -4,6 +4,7 @@
 //! power(action) ─ stop the VMs (the caller) ─► signal to PID 1 ─► init ends us, unmounts, reboots or powers off
 //!                                              SIGTERM: power off      SIGINT: restart
 //! ```
+//! What init itself is asked (the power button) it passes on to us first: SIGUSR1 to power off, SIGUSR2 to restart.
 
 use api::system::PowerAction;
 use rustix::process::{Pid, Signal};

@@ -102,7 +102,6 @@ impl SystemApi for Machine {
     fn power(&self, action: PowerAction) -> BoxFuture<'_, Result<(), ApiError>> {
         Box::pin(async move {
             let power = self.power;
-            // Init tells the daemon first, and that stops the VMs.
             tokio::spawn(async move {
                 tokio::time::sleep(REPLY_TIME).await;
                 if let Err(error) = power.ask(action) {

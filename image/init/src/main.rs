@@ -6,13 +6,15 @@
 //!   this program too: the kernel and `hostd` ask for modules by name or alias through it.
 //! - `hostd` runs in a session and cgroup (`/sys/fs/cgroup/hostd`) of its own; what it writes to stdout and stderr is kept in
 //!   `/run/hostd.stderr`, bounded, and its last lines are shown if it dies for good. Its children outlive it.
-//! - Signals to PID 1: SIGTERM or SIGUSR2 power off, SIGINT (also Ctrl-Alt-Del) restarts. The power button powers off. `hostd` gets SIGTERM first and may take
-//!   its time to stop guests; then everyone else.
+//! - Signals to PID 1: SIGTERM or SIGUSR2 power off, SIGINT (also Ctrl-Alt-Del) restarts. The power button powers off. When they come from anybody but
+//!   `hostd`, it is asked first: SIGUSR1 to power off, SIGUSR2 to restart. It sees its guests out and then sends PID 1 SIGTERM or SIGINT. A
+//!   second request, 90 seconds, or the death of `hostd` end that wait. Then `hostd` gets SIGTERM, then everyone else.
 //! - When `hostd` has blessed the slot it was started from, it creates `/run/limiquantix/blessed`. Until then a `hostd` that keeps dying, or
 //!   is not healthy after ten minutes, makes the machine restart, so that the boot loader's counter leads back to the version before.
 
 mod button;
 mod console;
+mod farewell;
 mod hostd;
 mod modules;
 mod mount;
@@ -27,6 +29,7 @@ use std::time::{Duration, Instant};
 
 use button::PowerButtons;
 use console::{Log, log};
+use farewell::{Farewell, Step};
 use hostd::Hostd;
 use modules::Loader;
 use power::Ending;
@@ -70,8 +73,13 @@ fn run(hostd: &mut Hostd, supervisor: &mut Supervisor) -> Ending {
     settle(&mut loader, &uevents);
     let mut buttons = PowerButtons::find();
 
+    let mut farewell = Farewell::default();
     let begin = Instant::now();
     loop {
+        if let Step::End(ending) = farewell.looked_at(begin.elapsed()) {
+            log(Log::Error, "the guests were not seen out in time");
+            return ending;
+        }
         if supervisor.is_due(begin.elapsed()) {
             match hostd.start() {
                 Ok(pid) => supervisor.started(pid, begin.elapsed()),
@@ -94,29 +102,44 @@ fn run(hostd: &mut Hostd, supervisor: &mut Supervisor) -> Ending {
         let mut sources = vec![signals.fd(), hostd.output()];
         sources.extend(uevents.fd());
         sources.extend(buttons.fds());
-        wait_readable(
-            &sources,
-            supervisor
-                .wait(begin.elapsed())
-                .unwrap_or(Duration::from_secs(60)),
-        );
+        let now = begin.elapsed();
+        let due = [supervisor.wait(now), farewell.wait(now)];
+        let due = due.into_iter().flatten().min();
+        wait_readable(&sources, due.unwrap_or(Duration::from_secs(60)));
 
         hostd.drain();
         if loader.heed(uevents.drain()) {
             buttons = PowerButtons::find();
         }
+        let mut wanted = None;
         if buttons.pressed() {
             log(Log::Info, "the power button was pressed");
-            return Ending::PowerOff;
+            wanted = Some(Ending::PowerOff);
         }
-        while let Some(signal) = signals.next() {
-            if let Some(ending) = Ending::of_signal(signal) {
+        while let Some((signal, sender)) = signals.next() {
+            let Some(ending) = Ending::of_signal(signal) else {
+                continue;
+            };
+            if sender.is_some() && sender == supervisor.pid() {
                 return ending;
+            }
+            wanted = Some(ending);
+        }
+        if let Some(wanted) = wanted {
+            let lives = supervisor.pid().is_some();
+            match farewell.wanted(wanted, lives, begin.elapsed()) {
+                Step::Wait => {}
+                Step::AskHostd(ending) => power::ask(ending, supervisor.pid()),
+                Step::End(ending) => return ending,
             }
         }
         for (pid, end) in sys::reap() {
             if supervisor.pid() == Some(pid) {
                 hostd.drain();
+                if let Step::End(ending) = farewell.hostd_died() {
+                    supervisor.died(begin.elapsed());
+                    return ending;
+                }
                 if let Some(ending) = judge(supervisor.died(begin.elapsed()), &end, hostd) {
                     return ending;
                 }

@@ -20,8 +20,8 @@ pub(crate) enum Ending {
     Restart,
 }
 
-/// `hostd` stops guests in this time.
-const HOSTD_TIME: Duration = Duration::from_secs(90);
+/// `hostd` writes out what it knows in this time. Its guests have been seen out before.
+const HOSTD_TIME: Duration = Duration::from_secs(30);
 const OTHERS_TIME: Duration = Duration::from_secs(10);
 const KILLED_TIME: Duration = Duration::from_secs(5);
 
@@ -33,6 +33,22 @@ impl Ending {
             libc::SIGINT => Some(Self::Restart),
             _ => None,
         }
+    }
+}
+
+/// Asks `hostd` to see its guests out and then to bring the machine to this end.
+pub(crate) fn ask(ending: Ending, daemon: Option<Pid>) {
+    let (signal, what) = match ending {
+        Ending::PowerOff => (Signal::USR1, "powering off"),
+        Ending::Restart => (Signal::USR2, "restarting"),
+    };
+    announce(&format!(
+        "{what} when the guests have powered off; ask again to end them now"
+    ));
+    if let Some(daemon) = daemon
+        && let Err(error) = kill_process(daemon, signal)
+    {
+        log(Log::Error, &format!("hostd could not be asked: {error}"));
     }
 }
 

@@ -45,14 +45,20 @@ impl Signals {
         self.0.as_fd()
     }
 
-    /// The next pending signal.
-    pub(crate) fn next(&self) -> Option<i32> {
-        // The first field of the 128 bytes is the number: signalfd(2).
+    /// The next pending signal: its number, and which process sent it, if one did.
+    pub(crate) fn next(&self) -> Option<(i32, Option<Pid>)> {
+        // `ssi_signo`, `ssi_errno`, `ssi_code` and `ssi_pid` come first in the 128 bytes: signalfd(2).
         let mut info = [0u8; 128];
-        match rustix::io::read(&self.0, &mut info) {
-            Ok(128) => Some(i32::from_ne_bytes([info[0], info[1], info[2], info[3]])),
+        let Ok(128) = rustix::io::read(&self.0, &mut info) else {
+            return None;
+        };
+        let word =
+            |at: usize| i32::from_ne_bytes([info[at], info[at + 1], info[at + 2], info[at + 3]]);
+        let sender = match word(8) {
+            libc::SI_USER => Pid::from_raw(word(12)),
             _ => None,
-        }
+        };
+        Some((word(0), sender))
     }
 }
 
@@ -182,6 +188,14 @@ mod tests {
     use std::os::unix::process::ExitStatusExt;
 
     use super::*;
+
+    #[test]
+    fn a_signal_names_its_sender() {
+        let signals = Signals::block();
+        let me = rustix::process::getpid();
+        rustix::process::kill_process(me, rustix::process::Signal::USR2).unwrap();
+        assert_eq!(signals.next(), Some((libc::SIGUSR2, Some(me))));
+    }
 
     #[test]
     fn a_child_can_be_ended_although_we_block_signals() {
