@@ -35,6 +35,8 @@ pub enum ErrorCode {
     NotReady,
     /// The uploaded bytes do not have the promised checksum or length.
     ChecksumMismatch,
+    /// The uploaded bytes are the promised ones, but no image of the kind they were said to be that can be used.
+    ImageUnusable,
     /// The body, a header or the number of connections is over its limit.
     TooLarge,
     /// Too many attempts; wait.

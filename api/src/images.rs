@@ -1,4 +1,4 @@
-//! Images: kernels, initramfs and raw disks that were uploaded.
+//! Images: kernels, initramfs and disks that were uploaded.
 //!
 //! `POST /images` makes the record, `PUT /images/{image}/content` streams the bytes; only when their length and
 //! SHA-256 are the promised ones the image becomes ready.
@@ -19,8 +19,22 @@ pub enum ImageKind {
     Kernel,
     /// An initramfs.
     Initrd,
-    /// A raw disk.
+    /// A disk, in the format that was said.
     Disk,
+}
+
+/// How the bytes of a disk image are to be understood. Its uploader says so; it is never guessed from the bytes, which
+/// whoever wrote them could have made look like anything.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, PartialOrd, Ord, Serialize, Deserialize, ToSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum ImageFormat {
+    /// The disk's bytes as they are.
+    #[default]
+    Raw,
+    /// A complete qcow2 image: without backing file, external data file, encryption, and any compression but zlib.
+    Qcow2,
 }
 
 /// `POST /images`.
@@ -31,6 +45,9 @@ pub struct ImageCreate {
     pub name: Name,
     /// What it is.
     pub kind: ImageKind,
+    /// Other than `raw` only for a disk.
+    #[serde(default)]
+    pub format: ImageFormat,
     /// Its length in bytes.
     pub size_bytes: u64,
     /// Its SHA-256, 64 hexadecimal digits.
@@ -60,10 +77,14 @@ pub struct Image {
     pub name: Name,
     /// What it is.
     pub kind: ImageKind,
+    /// How its bytes are understood.
+    pub format: ImageFormat,
     /// The host that holds it.
     pub host: HostId,
     /// Its length in bytes.
     pub size_bytes: u64,
+    /// The size of the disk inside a qcow2 image, once that has been verified. A volume made from it is at least so large.
+    pub virtual_bytes: Option<u64>,
     /// Its SHA-256.
     pub sha256: String,
     /// Its phase.

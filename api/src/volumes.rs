@@ -17,9 +17,9 @@ pub const SIZE_MAX: Mib = Mib(64 * 1024 * 1024);
 pub struct VolumeCreate {
     /// Unique among volumes.
     pub name: Name,
-    /// Its size. With `from_image`: at least the image's.
+    /// Its size. With `from_image`: at least the image's; of a qcow2 image, the size of the disk inside.
     pub size: Mib,
-    /// Filled from this raw disk image.
+    /// Filled from this disk image.
     #[serde(default)]
     pub from_image: Option<Ref>,
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use api::ids::{TaskId, TokenId};
-use api::images::ImageKind;
+use api::images::{ImageFormat, ImageKind};
 use api::names::{Name, Ref};
 use api::units::Mib;
 use api::users::Role;
@@ -64,7 +64,7 @@ pub(crate) enum Command {
     /// Virtual machines
     #[command(subcommand)]
     Vm(Vm),
-    /// Images: kernels, initramfs, raw disks
+    /// Images: kernels, initramfs, disks
     #[command(subcommand)]
     Image(Image),
     /// Volumes: what guests see as disks
@@ -292,6 +292,9 @@ pub(crate) enum Image {
         /// What it is
         #[arg(long, value_enum)]
         kind: Kind,
+        /// How a disk's bytes are understood; raw if not said
+        #[arg(long, value_enum)]
+        format: Option<DiskFormat>,
         /// Its name; the file's name if not said
         #[arg(long)]
         name: Option<Name>,
@@ -312,7 +315,7 @@ pub(crate) enum Kind {
     Kernel,
     /// An initramfs.
     Initrd,
-    /// A raw disk.
+    /// A disk.
     Disk,
 }
 
@@ -322,6 +325,24 @@ impl From<Kind> for ImageKind {
             Kind::Kernel => Self::Kernel,
             Kind::Initrd => Self::Initrd,
             Kind::Disk => Self::Disk,
+        }
+    }
+}
+
+/// How a disk image's bytes are understood.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DiskFormat {
+    /// The disk's bytes as they are.
+    Raw,
+    /// A complete qcow2 image.
+    Qcow2,
+}
+
+impl From<DiskFormat> for ImageFormat {
+    fn from(format: DiskFormat) -> Self {
+        match format {
+            DiskFormat::Raw => Self::Raw,
+            DiskFormat::Qcow2 => Self::Qcow2,
         }
     }
 }
@@ -491,7 +512,7 @@ mod tests {
               login        Sign in; its certificate is pinned
               logout       Forget an appliance and end the session there
               vm           Virtual machines
-              image        Images: kernels, initramfs, raw disks
+              image        Images: kernels, initramfs, disks
               volume       Volumes: what guests see as disks
               network      Networks
               host         Hosts

@@ -19,7 +19,7 @@ use api::ApiError;
 use api::client::Client;
 use api::hosts::Inventory;
 use api::ids::{HostId, VmId};
-use api::images::{ImageCreate, ImageKind};
+use api::images::{ImageCreate, ImageFormat, ImageKind};
 use api::system::{LogLine, Mode, NetworkSettings, PowerAction, System};
 use api::units::{Mib, Millis};
 use api::users::{Secret, SessionCreate, SetupRequest};
@@ -289,6 +289,7 @@ impl Host {
         let image = ImageCreate {
             name: "bench".parse()?,
             kind: ImageKind::Kernel,
+            format: ImageFormat::Raw,
             size_bytes: 4,
             sha256: hex(&Sha256::digest(b"boot")),
         };

@@ -1,6 +1,7 @@
 //! `hostd`: the one daemon of a limiquantix host. The modules stand in the order a request travels.
 //!
-//! The same binary is, by its first argument, the daemon, the sandboxed VM process (`vmm`) and the TUI (`console`).
+//! The same binary is, by its first argument, the daemon, the sandboxed VM process (`vmm`), the one that
+//! reads a stranger's disk image (`convert`) and the TUI (`console`).
 //! Start at `daemon`, which builds every part, or follow a request from `http` down.
 
 pub mod daemon;
@@ -18,6 +19,7 @@ pub mod network;
 pub mod storage;
 pub mod vms;
 
+pub mod convert_child;
 pub mod vmm_child;
 
 pub mod config;

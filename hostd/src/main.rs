@@ -1,4 +1,4 @@
-//! One binary, three applets, chosen before any thread or runtime exists.
+//! One binary, four applets, chosen before any thread or runtime exists.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -22,6 +22,8 @@ enum Applet {
     Daemon,
     /// The sandboxed process of one VM: started by the daemon, configured through inherited descriptors.
     Vmm,
+    /// The sandboxed process that reads one disk image: started by the daemon, configured likewise.
+    Convert,
     /// The text console.
     Console {
         /// The terminal to take over; the one it was started on when absent.
@@ -36,6 +38,7 @@ enum Applet {
 fn main() -> ExitCode {
     match Arguments::parse().applet {
         Applet::Vmm => hostd::vmm_child::main(),
+        Applet::Convert => hostd::convert_child::main(),
         Applet::Console { tty, socket } => match hostd::console::run(tty.as_deref(), &socket) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(&error),

@@ -6,16 +6,20 @@ mod common;
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use api::ids::{ImageId, VmId, VolumeId};
+use api::images::ImageFormat;
 use api::units::Percent;
 use api::vms::VmExit;
 use common::launch_config;
 use hostd::http::hands::VmProcesses;
 use hostd::network::Leases;
+use hostd::storage::convert_process::ConvertProcess;
 use hostd::storage::file::FileVolumes;
-use hostd::storage::{VolumePlan, Volumes};
+use hostd::storage::images::FileImages;
+use hostd::storage::{Images, Source, VolumePlan, Volumes};
 use hostd::vms::launch::UID_FIRST;
 use hostd::vms::plan::{PlannedBoot, PlannedDisk};
 use hostd::vms::{Launcher, Opened, OpenedBoot, Phase, Supervisors, VmPlan, VmRequest};
@@ -353,6 +357,168 @@ async fn what_ended_badly_is_told_honestly() {
         heir.forget(have.vm).await.unwrap();
     }
     assert!(heir.list().is_empty());
+}
+
+/// An image of `size` bytes all of which are in the one cluster that it has.
+fn repeating_image(size: u64) -> Vec<u8> {
+    let mut image = hostd::fake::qcow2_image(size, &[7; 1 << 16]);
+    let l2 = 4 << 16;
+    let entry: [u8; 8] = image[l2..l2 + 8].try_into().unwrap();
+    for number in 0..usize::try_from(size >> 16).unwrap() {
+        image[l2 + 8 * number..l2 + 8 * number + 8].copy_from_slice(&entry);
+    }
+    image
+}
+
+/// The first child of ours that has a system call filter, standing still.
+fn stopped_child() -> rustix::process::Pid {
+    let me = std::process::id();
+    let until = std::time::Instant::now() + Duration::from_secs(30);
+    while std::time::Instant::now() < until {
+        for task in fs::read_dir(format!("/proc/{me}/task")).unwrap() {
+            let children = task.unwrap().path().join("children");
+            let children = fs::read_to_string(children).unwrap_or_default();
+            for child in children.split_whitespace() {
+                let path = format!("/proc/{child}/status");
+                if fs::read_to_string(path).is_ok_and(|status| status.contains("Seccomp:\t2")) {
+                    let pid = rustix::process::Pid::from_raw(child.parse().unwrap()).unwrap();
+                    let stop = rustix::process::Signal::STOP;
+                    rustix::process::kill_process(pid, stop).unwrap();
+                    return pid;
+                }
+            }
+        }
+        std::thread::yield_now();
+    }
+    panic!("no child locked itself in");
+}
+
+/// The first file is converted while it is looked at, the second one is cut off in the middle.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_is_read_inside_the_walls_and_a_torn_volume_does_not_stay() {
+    const SIZE: u64 = 64 << 20;
+    let folder = tempfile::tempdir().unwrap();
+    let Some(config) = launch_config(folder.path()) else {
+        return;
+    };
+    let data = folder.path().join("data");
+    let converter = Arc::new(ConvertProcess {
+        program: config.program,
+        root: folder.path().join("convert"),
+    });
+    let open = || {
+        let pool = FileVolumes::open_pool(&data).unwrap();
+        pool.with_converter(converter.clone())
+    };
+    let pool = open();
+    let image = ImageId::mint();
+    fs::write(
+        data.join("images").join(image.to_string()),
+        repeating_image(SIZE),
+    )
+    .unwrap();
+    let wanted = || VolumePlan {
+        volume: VolumeId::mint(),
+        size_bytes: SIZE,
+        from: Some(Source {
+            image,
+            format: ImageFormat::Qcow2,
+        }),
+    };
+    let begin = |plan: VolumePlan| {
+        let pool = pool.clone();
+        let progress = watch::Sender::new(Percent(0));
+        let told = progress.subscribe();
+        (
+            tokio::spawn(async move { pool.create(plan, progress).await }),
+            told,
+        )
+    };
+
+    let plan = wanted();
+    let (whole, told) = begin(plan.clone());
+    let child = tokio::task::spawn_blocking(stopped_child).await.unwrap();
+    let pid = u32::try_from(child.as_raw_pid()).unwrap();
+    let uid = (UID_FIRST - 1).to_string();
+    assert!(status(pid, "Uid").split_whitespace().all(|id| id == uid));
+    assert!(status(pid, "Gid").split_whitespace().all(|id| id == uid));
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(status(pid, set), "0000000000000000", "{set}");
+    }
+    assert_eq!(status(pid, "NoNewPrivs"), "1");
+    assert_eq!(status(pid, "Threads"), "1");
+    for kind in ["pid", "mnt", "net", "ipc", "uts"] {
+        let link = |of: &str| fs::read_link(format!("/proc/{of}/ns/{kind}")).unwrap();
+        assert_ne!(link(&pid.to_string()), link("self"), "{kind}");
+    }
+    let its_root = fs::read_dir(format!("/proc/{pid}/root")).unwrap();
+    assert_eq!(its_root.count(), 0, "its root is empty");
+    let mut files: Vec<String> = fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .map(|fd| fs::read_link(fd.unwrap().path()).unwrap())
+        .map(|file| file.to_string_lossy().into_owned())
+        .filter(|file| file != "/dev/null" && !file.starts_with("pipe:"))
+        .collect();
+    files.retain(|file| !file.starts_with("/memfd:convert-config"));
+    files.sort();
+    let top = data.canonicalize().unwrap();
+    let given = [
+        top.join("images").join(image.to_string()),
+        top.join("volumes").join(format!("{}.tmp", plan.volume)),
+    ];
+    assert_eq!(files, given.map(|path| path.display().to_string()));
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let limit = |name: &str| {
+        let line = limits.lines().find(|line| line.starts_with(name)).unwrap();
+        let hard = line[name.len()..].split_whitespace().nth(1).unwrap();
+        hard.to_owned()
+    };
+    assert_eq!(limit("Max file size"), SIZE.to_string());
+    assert_eq!(limit("Max address space"), (512_u64 << 20).to_string());
+    assert_eq!(pool.list().await.unwrap(), [], "half a volume is none");
+    rustix::process::kill_process(child, rustix::process::Signal::CONT).unwrap();
+    whole.await.unwrap().unwrap();
+    assert_eq!(*told.borrow(), Percent(100));
+    let mut volume = fs::File::open(data.join(format!("volumes/{}.raw", plan.volume))).unwrap();
+    let mut piece = vec![0; 1 << 20];
+    let mut length = 0;
+    loop {
+        let got = std::io::Read::read(&mut volume, &mut piece).unwrap();
+        if got == 0 {
+            break;
+        }
+        assert!(piece[..got].iter().all(|byte| *byte == 7), "at {length}");
+        length += got as u64;
+    }
+    assert_eq!(length, SIZE);
+    pool.remove(plan.volume).await.unwrap();
+
+    let (torn, _told) = begin(wanted());
+    let child = tokio::task::spawn_blocking(stopped_child).await.unwrap();
+    rustix::process::kill_process(child, rustix::process::Signal::KILL).unwrap();
+    let fault = torn.await.unwrap().unwrap_err();
+    assert_eq!(fault.code, "conversion_failed");
+    assert!(fault.cause.contains("ended by signal 9"), "{fault:?}");
+    assert_eq!(fs::read_dir(data.join("volumes")).unwrap().count(), 0);
+
+    // The image's own fault is told from inside.
+    let path = data.join("images").join(image.to_string());
+    let store = FileImages::open_store(&data).unwrap();
+    let store = store.with_converter(converter.clone());
+    assert_eq!(store.examine(image).await.unwrap(), SIZE);
+    let mut bytes = repeating_image(SIZE);
+    bytes[15] = 200;
+    fs::write(&path, bytes).unwrap();
+    assert_eq!(
+        store.examine(image).await.unwrap_err().code,
+        "image_unusable"
+    );
+    let fault = pool
+        .create(wanted(), watch::Sender::new(Percent(0)))
+        .await
+        .unwrap_err();
+    assert_eq!(fault.code, "image_unusable");
+    assert!(fault.cause.contains("backing file"), "{fault:?}");
 }
 
 /// Stock OVMF, as the image has it and as Debian's package puts it in the same place.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::ids::{HostId, ImageId, NetworkId, TaskId, VmId, VolumeId};
-use api::images::{ImageCreate, ImageKind};
+use api::images::{ImageCreate, ImageFormat, ImageKind};
 use api::names::Ref;
 use api::networks::{NetworkCreate, NetworkKind, NetworkPhase};
 use api::tasks::TaskPhase;
@@ -50,6 +50,7 @@ impl World {
         let spec = ImageCreate {
             name: name("kernel"),
             kind: ImageKind::Kernel,
+            format: ImageFormat::Raw,
             size_bytes: 7,
             sha256: "0".repeat(64),
         };
@@ -103,6 +104,7 @@ impl World {
         self.agreed.apply(Command::ImageObserved {
             image: self.kernel,
             report: hostd_state::Report::Ready,
+            virtual_bytes: None,
         });
         let boot = BootSpec::Kernel {
             kernel: Ref::Id(self.kernel.0),

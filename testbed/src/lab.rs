@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use api::client::{Client, Fingerprint};
-use api::images::{ImageCreate, ImageKind};
+use api::images::{ImageCreate, ImageFormat, ImageKind};
 use api::networks::{NetworkCreate, NetworkKind};
 use api::users::{Secret, SessionCreate, SetupRequest};
 use rustix::fs::{FlockOperation, flock};
@@ -310,6 +310,7 @@ impl Appliance {
         let request = ImageCreate {
             name: name.parse()?,
             kind,
+            format: ImageFormat::Raw,
             size_bytes,
             sha256: hexadecimal(&Sha256::digest(&bytes)),
         };

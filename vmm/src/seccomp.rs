@@ -20,6 +20,8 @@ pub enum ThreadKind {
     FlashVcpu,
     /// A device's queue worker.
     Worker,
+    /// Reads a disk image that a stranger made, and writes what it holds to a volume.
+    ImageReader,
 }
 
 /// The filter could not be built or installed.
@@ -165,6 +167,14 @@ const WORKER: &[Call] = &[
     (libc::SYS_clock_nanosleep, Always),
 ];
 
+/// Reads one file, writes another; word of it goes through a pipe.
+const IMAGE_READER: &[Call] = &[
+    (libc::SYS_preadv, Always),
+    (libc::SYS_pwrite64, Always),
+    // The seed of a hash table.
+    (libc::SYS_getrandom, Always),
+];
+
 /// Restricts the calling thread for the rest of its life.
 pub fn apply(kind: ThreadKind) -> Result<(), SeccompError> {
     let failed = |source| SeccompError { kind, source };
@@ -178,6 +188,7 @@ fn program(kind: ThreadKind) -> Result<BpfProgram, seccompiler::BackendError> {
         ThreadKind::Vcpu => VCPU,
         ThreadKind::FlashVcpu => FLASH,
         ThreadKind::Worker => WORKER,
+        ThreadKind::ImageReader => IMAGE_READER,
     };
     let mut rules = std::collections::BTreeMap::new();
     for (call, when) in EVERYBODY.iter().chain(own) {
@@ -253,6 +264,7 @@ mod tests {
             "main" => ThreadKind::Main,
             "vcpu" => ThreadKind::Vcpu,
             "flash" => ThreadKind::FlashVcpu,
+            "reader" => ThreadKind::ImageReader,
             _ => ThreadKind::Worker,
         };
         let what = what.to_owned();
@@ -278,7 +290,7 @@ mod tests {
 
     #[test]
     fn a_forbidden_call_kills_the_process_and_an_allowed_one_does_not() {
-        for kind in ["main", "vcpu", "flash", "worker"] {
+        for kind in ["main", "vcpu", "flash", "worker", "reader"] {
             assert_eq!(signal_of(&format!("{kind} allowed")), None, "{kind}");
             for what in ["open", "socket", "exec", "ioctl"] {
                 assert_eq!(

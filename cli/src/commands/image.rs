@@ -3,14 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use api::client::Client;
-use api::images::{ImageCreate, ImageKind};
+use api::images::{ImageCreate, ImageFormat, ImageKind};
 use api::names::Name;
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
 
 use super::finish;
 use crate::failure::Failure;
-use crate::options::Image;
+use crate::options::{DiskFormat, Image};
 use crate::output::{Output, word};
 use crate::size;
 use crate::waiting::bytes_bar;
@@ -21,7 +21,7 @@ pub(super) async fn run(client: &Client, command: Image, output: Output) -> Resu
             let images = client.image_list().await?.items;
             output.list(
                 &images,
-                &["name", "kind", "phase", "size", "sha256", "why"],
+                &["name", "kind", "format", "phase", "size", "sha256", "why"],
                 |image| {
                     let why = image
                         .condition
@@ -30,6 +30,7 @@ pub(super) async fn run(client: &Client, command: Image, output: Output) -> Resu
                     vec![
                         image.name.to_string(),
                         word(&image.kind),
+                        word(&image.format),
                         word(&image.phase),
                         size::bytes(image.size_bytes),
                         image.sha256.chars().take(12).collect(),
@@ -38,7 +39,12 @@ pub(super) async fn run(client: &Client, command: Image, output: Output) -> Resu
                 },
             )
         }
-        Image::Upload { file, kind, name } => upload(client, file, kind.into(), name, output).await,
+        Image::Upload {
+            file,
+            kind,
+            format,
+            name,
+        } => upload(client, file, kind.into(), format, name, output).await,
         Image::Rm { image, wait } => {
             let removal = client.image_delete(&image).await?;
             finish(client, removal.task, &wait, &format!("removing {image}")).await?;
@@ -51,6 +57,7 @@ async fn upload(
     client: &Client,
     file: PathBuf,
     kind: ImageKind,
+    format: Option<DiskFormat>,
     name: Option<Name>,
     output: Output,
 ) -> Result<(), Failure> {
@@ -68,6 +75,7 @@ async fn upload(
         .map_err(Failure::here(cannot_read()))?
         .len();
 
+    let mut first = true;
     let bar = bytes_bar(size_bytes, &format!("checksum of {name}"));
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
@@ -79,6 +87,9 @@ async fn upload(
         if length == 0 {
             break;
         }
+        if std::mem::take(&mut first) {
+            format_was_said(kind, format, &buffer[..length])?;
+        }
         hash.update(&buffer[..length]);
         bar.inc(length as u64);
     }
@@ -89,10 +100,12 @@ async fn upload(
         .map(|byte| format!("{byte:02x}"))
         .collect();
 
+    let format = format.map_or(ImageFormat::Raw, ImageFormat::from);
     let accepted = client
         .image_create(&ImageCreate {
             name: name.clone(),
             kind,
+            format,
             size_bytes,
             sha256,
         })
@@ -120,6 +133,21 @@ async fn upload(
             word(&image.phase)
         ),
     )
+}
+
+/// A disk that begins as qcow2 images do: which of the two it is meant to be has to be said.
+fn format_was_said(
+    kind: ImageKind,
+    format: Option<DiskFormat>,
+    start: &[u8],
+) -> Result<(), Failure> {
+    if kind == ImageKind::Disk && format.is_none() && start.starts_with(b"QFI\xfb") {
+        return Err(Failure::Usage(
+            "this looks like a qcow2 image; say --format qcow2, or --format raw if its bytes are the disk itself"
+                .to_owned(),
+        ));
+    }
+    Ok(())
 }
 
 /// The file's name as an image's name, if it is one.

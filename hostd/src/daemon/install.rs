@@ -16,6 +16,7 @@ use super::{Base, consoles, end_when_init_asks, join, local_socket};
 use crate::auth::{Auth, AuthConfig};
 use crate::host::power::Power;
 use crate::host::system::Machine;
+use crate::http::hands::{NotReceived, Promise};
 use crate::http::{self, Context, ImageStore, ServerConfig, SystemApi, Upload, VmProcesses};
 use crate::install::seed::SeedPlace;
 use crate::install::{Environment, Installer};
@@ -130,16 +131,15 @@ impl ImageStore for NoVms {
     fn receive(
         &self,
         _: ImageId,
-        _: u64,
-        _: String,
+        _: Promise,
         _: Upload,
-    ) -> BoxFuture<'_, Result<(), ApiError>> {
+    ) -> BoxFuture<'_, Result<Option<u64>, NotReceived>> {
         Box::pin(async {
-            Err(ApiError::new(
+            Err(NotReceived::Refused(ApiError::new(
                 ErrorCode::NotInstalled,
                 "this machine is not installed yet",
                 "install it first",
-            ))
+            )))
         })
     }
 }

@@ -6,10 +6,12 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+mod convert;
 mod launcher;
 mod links;
 mod storage;
 
+pub use convert::{OpenConverter, qcow2_image};
 pub use launcher::FakeLauncher;
 pub use links::{FakeLinks, NoHostAddress};
 pub use storage::{FakeImages, FakeVolumes};

@@ -124,6 +124,11 @@ impl Volumes for FakeVolumes {
 }
 
 impl FakeImages {
+    /// From now on looking into an image fails so, or works again.
+    pub fn fail(&self, fault: Option<Fault>) {
+        lock(&self.table).failing = fault;
+    }
+
     /// An upload ended well.
     pub fn store(&self, image: ImageId, size_bytes: u64) {
         lock(&self.table).stored.insert(image, size_bytes);
@@ -143,11 +148,20 @@ impl Images for FakeImages {
     async fn open(&self, image: ImageId) -> Result<File, Fault> {
         match lock(&self.table).stored.contains_key(&image) {
             true => empty_file(),
-            false => Err(fault(
-                "storage_error",
-                "there is no such image",
-                "upload it",
-            )),
+            false => Err(no_image()),
         }
     }
+
+    async fn examine(&self, image: ImageId) -> Result<u64, Fault> {
+        let table = lock(&self.table);
+        if let Some(fault) = &table.failing {
+            return Err(fault.clone());
+        }
+        // As if nothing were packed.
+        table.stored.get(&image).copied().ok_or_else(no_image)
+    }
+}
+
+fn no_image() -> Fault {
+    fault("storage_error", "there is no such image", "upload it")
 }

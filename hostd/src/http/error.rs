@@ -7,7 +7,9 @@ use axum::http::StatusCode;
 pub fn status(code: ErrorCode) -> StatusCode {
     match code {
         ErrorCode::BadRequest | ErrorCode::ChecksumMismatch => StatusCode::BAD_REQUEST,
-        ErrorCode::Invalid | ErrorCode::ConsentRequired => StatusCode::UNPROCESSABLE_ENTITY,
+        ErrorCode::Invalid | ErrorCode::ImageUnusable | ErrorCode::ConsentRequired => {
+            StatusCode::UNPROCESSABLE_ENTITY
+        }
         ErrorCode::Unauthenticated => StatusCode::UNAUTHORIZED,
         ErrorCode::Forbidden | ErrorCode::SetupRequired => StatusCode::FORBIDDEN,
         ErrorCode::NotFound => StatusCode::NOT_FOUND,

@@ -8,11 +8,13 @@ use std::io;
 
 use api::ApiError;
 use api::ids::{ImageId, VmId};
+use api::images::ImageFormat;
 use api::install::{InstallRequest, InstallStatus};
 use api::system::{LogLine, NetworkSettings, PowerAction, System};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
+use hostd_state::Fault;
 use tokio::net::UnixStream;
 
 /// This machine's own affairs.
@@ -68,16 +70,35 @@ pub trait VmProcesses: Send + Sync {
 /// An upload on its way in. An error means that the client is gone.
 pub type Upload = BoxStream<'static, io::Result<Bytes>>;
 
+/// What the bytes of an image shall be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Promise {
+    /// Their number.
+    pub size_bytes: u64,
+    /// Their SHA-256, hexadecimal.
+    pub sha256: String,
+    /// How they are understood.
+    pub format: ImageFormat,
+}
+
+/// Why there is no image.
+#[derive(Debug)]
+pub enum NotReceived {
+    /// The bytes may be sent again.
+    Refused(ApiError),
+    /// The promised bytes came and are no image that can be used: it has failed.
+    Unusable(Fault),
+}
+
 /// Where the bytes of images lie on this host.
 pub trait ImageStore: Send + Sync {
-    /// Takes the bytes in. When this returns `Ok`, exactly `size_bytes` bytes with this SHA-256 are on disk for good;
-    /// otherwise nothing is left of them, and the refusal is `checksum_mismatch`, `exhausted`, `in_use` (another
+    /// Takes the bytes in. When this returns `Ok`, exactly the promised bytes are on disk for good, and their format was
+    /// looked into: it gives the size of the disk inside, if that is another than theirs. Otherwise nothing is left of them, and a refusal is `checksum_mismatch`, `exhausted`, `in_use` (another
     /// upload of the same image is under way) or `internal`. Does not tell the cluster: the handler does.
     fn receive(
         &self,
         image: ImageId,
-        size_bytes: u64,
-        sha256: String,
+        promise: Promise,
         bytes: Upload,
-    ) -> BoxFuture<'_, Result<(), ApiError>>;
+    ) -> BoxFuture<'_, Result<Option<u64>, NotReceived>>;
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::ids::{HostId, ImageId};
-use api::images::ImagePhase;
-use hostd_state::{Command, Report, State};
+use api::images::{ImageFormat, ImagePhase};
+use hostd_state::{Command, Fault, Report, State};
 
 use super::{Agreed, Hands, IDLE, Reconciler, RoundError};
 use crate::storage::{Images, Stored};
@@ -29,13 +29,15 @@ pub struct WantedImage {
     pub phase: ImagePhase,
     /// Its promised length.
     pub size_bytes: u64,
+    /// How its bytes are understood.
+    pub format: ImageFormat,
 }
 
 /// What there is to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
     /// The upload was finished, but nobody was told.
-    ReportReady(ImageId),
+    ReportReady(ImageId, ImageFormat),
     /// The bytes are gone.
     ReportLost(ImageId),
     /// Remove the bytes and say so.
@@ -49,6 +51,7 @@ pub fn wanted(state: &State, host: HostId) -> Vec<WantedImage> {
         image: image.id,
         phase: image.phase,
         size_bytes: image.size_bytes,
+        format: image.format,
     })
     .collect()
 }
@@ -62,7 +65,7 @@ pub fn plan(want: &[WantedImage], have: &[Stored<ImageId>]) -> Vec<Step> {
     let step = |want: &WantedImage| {
         let whole = have.get(&want.image) == Some(&want.size_bytes);
         match (want.phase, whole) {
-            (ImagePhase::Uploading, true) => Some(Step::ReportReady(want.image)),
+            (ImagePhase::Uploading, true) => Some(Step::ReportReady(want.image, want.format)),
             (ImagePhase::Ready, false) => Some(Step::ReportLost(want.image)),
             (ImagePhase::Uploading, false)
             | (ImagePhase::Ready, true)
@@ -88,20 +91,20 @@ where
         let have = self.hands.images.list().await?;
         for step in plan(&want, &have) {
             let report = match step {
-                Step::ReportReady(image) => Command::ImageObserved {
-                    image,
-                    report: Report::Ready,
-                },
+                Step::ReportReady(image, ImageFormat::Raw) => ready(image, None),
+                Step::ReportReady(image, ImageFormat::Qcow2) => {
+                    match self.hands.images.examine(image).await {
+                        Ok(size) => ready(image, Some(size)),
+                        Err(fault) => failed(image, fault),
+                    }
+                }
                 Step::ReportLost(image) => {
                     let lost = fault(
                         "image_lost",
                         "its bytes are not on the host any more",
                         "upload it again under another name",
                     );
-                    Command::ImageObserved {
-                        image,
-                        report: Report::Failed(lost),
-                    }
+                    failed(image, lost)
                 }
                 Step::Remove(image) => {
                     self.hands.images.remove(image).await?;
@@ -111,6 +114,22 @@ where
             self.agreed.report(report).await?;
         }
         Ok(IDLE)
+    }
+}
+
+fn ready(image: ImageId, virtual_bytes: Option<u64>) -> Command {
+    Command::ImageObserved {
+        image,
+        report: Report::Ready,
+        virtual_bytes,
+    }
+}
+
+fn failed(image: ImageId, fault: Fault) -> Command {
+    Command::ImageObserved {
+        image,
+        report: Report::Failed(fault),
+        virtual_bytes: None,
     }
 }
 
@@ -132,7 +151,7 @@ mod tests {
         for (phase, there, damaged, absent) in [
             (
                 ImagePhase::Uploading,
-                Some(Step::ReportReady(image)),
+                Some(Step::ReportReady(image, ImageFormat::Qcow2)),
                 None,
                 None,
             ),
@@ -154,6 +173,7 @@ mod tests {
                 image,
                 phase,
                 size_bytes: 7,
+                format: ImageFormat::Qcow2,
             }];
             assert_eq!(plan(&want, &whole).first(), there.as_ref(), "{phase:?}");
             assert_eq!(plan(&want, &other).first(), damaged.as_ref(), "{phase:?}");

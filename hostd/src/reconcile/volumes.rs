@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::ids::{HostId, VolumeId};
+use api::images::ImageFormat;
 use api::units::Percent;
 use api::volumes::VolumePhase;
 use futures_util::future::join_all;
@@ -15,7 +16,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::{Agreed, Hands, IDLE, Reconciler, RoundError};
-use crate::storage::{Stored, VolumePlan, Volumes};
+use crate::storage::{Source, Stored, VolumePlan, Volumes};
 use crate::vms::fault;
 
 /// How often the progress of filling a volume is told.
@@ -61,7 +62,13 @@ pub fn wanted(state: &State, host: HostId) -> Vec<WantedVolume> {
         plan: VolumePlan {
             volume: volume.id,
             size_bytes: volume.size.bytes().unwrap_or(u64::MAX),
-            from: volume.from_image,
+            from: volume.from_image.map(|image| Source {
+                image,
+                // While the volume is being made, its image stays.
+                format: state
+                    .image(image)
+                    .map_or(ImageFormat::Raw, |image| image.format),
+            }),
         },
     })
     .collect()

@@ -13,14 +13,18 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::ids::{ImageId, VmId, VolumeId};
+use api::images::ImageFormat;
 use api::units::Percent;
 use hostd_state::Fault;
 use rustix::fs::{FlockOperation, SeekFrom};
 use rustix::io::Errno;
 
+use super::convert::{ConvertError, Converter};
+use super::convert_process::ConvertProcess;
 use super::firmware::Firmware;
 use super::space::Space;
 use super::{FirmwareFiles, Progress, Stored, VolumePlan, Volumes};
@@ -36,6 +40,7 @@ pub struct FileVolumes {
     volumes: PathBuf,
     images: PathBuf,
     firmware: Firmware,
+    converter: Arc<dyn Converter>,
 }
 
 /// Why something was not done.
@@ -67,6 +72,9 @@ pub enum StorageError {
         /// The volume's size.
         volume: u64,
     },
+    /// The image is of another format than raw and could not be read.
+    #[error(transparent)]
+    Convert(ConvertError),
     /// Somebody has it open in a way that excludes this one.
     #[error("`{path}` is in use by another VM process")]
     Busy {
@@ -86,6 +94,10 @@ pub enum StorageError {
 
 impl From<StorageError> for Fault {
     fn from(error: StorageError) -> Self {
+        let error = match error {
+            StorageError::Convert(error) => return error.into(),
+            other => other,
+        };
         let (code, next) = match &error {
             StorageError::Full { .. } => (
                 "no_space",
@@ -102,7 +114,7 @@ impl From<StorageError> for Fault {
                 "no_firmware",
                 "boot the VM from a kernel, or install an image with firmware on the host",
             ),
-            StorageError::Io { .. } | StorageError::Worker => {
+            StorageError::Io { .. } | StorageError::Convert(_) | StorageError::Worker => {
                 ("storage_error", "see the host's log and its disk")
             }
         };
@@ -193,6 +205,7 @@ impl FileVolumes {
             volumes: data.join("volumes"),
             images: data.join("images"),
             firmware: Firmware::in_image(data),
+            converter: Arc::new(ConvertProcess::appliance()),
         };
         for folder in [&pool.volumes, &pool.images, pool.firmware.folder()] {
             fs::create_dir_all(folder).map_err(at("create", folder))?;
@@ -201,6 +214,12 @@ impl FileVolumes {
             remove_unfinished(folder)?;
         }
         Ok(pool)
+    }
+
+    /// The same, with images read by `converter`.
+    #[must_use]
+    pub fn with_converter(self, converter: Arc<dyn Converter>) -> Self {
+        Self { converter, ..self }
     }
 
     /// What is left on the data partition.
@@ -265,21 +284,32 @@ impl FileVolumes {
             .truncate(true)
             .mode(0o600);
         let file = options.open(unfinished).map_err(at("create", unfinished))?;
-        if let Some(image) = plan.from {
-            let source_path = self.image_path(image);
+        if let Some(from) = plan.from {
+            let source_path = self.image_path(from.image);
             let source = File::open(&source_path).map_err(at("open", &source_path))?;
-            let length = source
-                .metadata()
-                .map_err(at("look at", &source_path))?
-                .len();
-            if length > plan.size_bytes {
-                return Err(StorageError::ImageLarger {
-                    image: length,
-                    volume: plan.size_bytes,
-                });
+            match from.format {
+                ImageFormat::Raw => {
+                    let length = source
+                        .metadata()
+                        .map_err(at("look at", &source_path))?
+                        .len();
+                    if length > plan.size_bytes {
+                        return Err(StorageError::ImageLarger {
+                            image: length,
+                            volume: plan.size_bytes,
+                        });
+                    }
+                    copy(&source, &file, length, progress).map_err(at("fill", unfinished))?;
+                }
+                ImageFormat::Qcow2 => {
+                    file.set_len(plan.size_bytes)
+                        .map_err(at("size", unfinished))?;
+                    let converted = self.converter.convert(&source, &file, progress);
+                    converted.map_err(StorageError::Convert)?;
+                }
             }
-            copy(&source, &file, length, progress).map_err(at("fill", unfinished))?;
         }
+        // Also after a conversion: somebody else had the file.
         file.set_len(plan.size_bytes)
             .map_err(at("size", unfinished))?;
         file.sync_all().map_err(at("sync", unfinished))?;
@@ -402,16 +432,22 @@ pub(super) fn open_locked(path: &Path, read_only: bool) -> Result<File, StorageE
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fake::{OpenConverter, qcow2_image};
+    use crate::storage::Source;
     use std::os::unix::fs::{FileExt, MetadataExt};
     use tokio::sync::watch;
 
     fn pool() -> (tempfile::TempDir, FileVolumes) {
         let data = tempfile::tempdir().unwrap();
         let pool = FileVolumes::open_pool(data.path()).unwrap();
-        (data, pool)
+        (data, pool.with_converter(Arc::new(OpenConverter)))
     }
 
-    fn plan(size_bytes: u64, from: Option<ImageId>) -> VolumePlan {
+    fn plan(size_bytes: u64, image: Option<ImageId>) -> VolumePlan {
+        let from = image.map(|image| Source {
+            image,
+            format: ImageFormat::Raw,
+        });
         VolumePlan {
             volume: VolumeId::mint(),
             size_bytes,
@@ -471,6 +507,104 @@ mod tests {
         let metadata = volume.metadata().unwrap();
         assert_eq!(metadata.len(), 64 << 20);
         assert!(metadata.blocks() * 512 < 1 << 20, "holes were filled");
+    }
+
+    fn from_qcow2(pool: &FileVolumes, size_bytes: u64, bytes: &[u8]) -> VolumePlan {
+        let image = ImageId::mint();
+        fs::write(pool.image_path(image), bytes).unwrap();
+        let from = Some(Source {
+            image,
+            format: ImageFormat::Qcow2,
+        });
+        VolumePlan {
+            volume: VolumeId::mint(),
+            size_bytes,
+            from,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_volume_from_a_qcow2_image_has_the_disk_that_is_inside() {
+        let (data, pool) = pool();
+        let plan = from_qcow2(&pool, 64 << 20, &qcow2_image(40 << 20, &[7; 8192]));
+        let told = progress();
+        pool.create(plan.clone(), told.clone()).await.unwrap();
+        assert_eq!(*told.borrow(), Percent(100));
+        let path = pool.path(plan.volume);
+        let bytes = fs::read(&path).unwrap();
+        assert_eq!(bytes.len(), 64 << 20);
+        assert_eq!(bytes[..8192], [7; 8192]);
+        assert!(bytes[8192..].iter().all(|byte| *byte == 0));
+        let blocks = fs::metadata(&path).unwrap().blocks();
+        assert!(blocks * 512 < 1 << 20, "zeroes were written");
+
+        // One with much in it, packed by somebody else, against what they say is in it.
+        let [raw, packed, back] =
+            ["raw", "packed", "back"].map(|name| data.path().join(name).display().to_string());
+        let mut disk = vec![0; (24 << 20) + 512];
+        for (number, chunk) in disk.chunks_mut(4096).enumerate() {
+            if number % 7 < 4 {
+                chunk.fill((number % 251) as u8);
+            }
+        }
+        fs::write(&raw, &disk).unwrap();
+        let qemu_img = |args: &[&str]| std::process::Command::new("qemu-img").args(args).output();
+        let Ok(done) = qemu_img(&["convert", "-c", "-f", "raw", "-O", "qcow2", &raw, &packed])
+        else {
+            eprintln!("SKIP: qemu-img does not run");
+            return;
+        };
+        assert!(done.status.success(), "{done:?}");
+        let plan = from_qcow2(&pool, 25 << 20, &fs::read(&packed).unwrap());
+        pool.create(plan.clone(), progress()).await.unwrap();
+        let volume = pool.path(plan.volume);
+        fs::copy(&volume, &back).unwrap();
+        let done = qemu_img(&["compare", "-f", "qcow2", "-F", "raw", &packed, &back]).unwrap();
+        assert!(done.status.success(), "{done:?}");
+        let written = fs::metadata(&volume).unwrap().blocks() * 512;
+        assert!(written < 25 << 20, "{written}");
+    }
+
+    #[tokio::test]
+    async fn a_qcow2_image_that_cannot_be_used_is_refused_in_words_and_leaves_nothing() {
+        let (_data, pool) = pool();
+        let good = qcow2_image(2 << 20, b"x");
+        let with = |at: usize, field: &[u8]| {
+            let mut bytes = good.clone();
+            bytes[at..at + field.len()].copy_from_slice(field);
+            bytes
+        };
+        for (bytes, code, words) in [
+            (b"QFI\xfa".to_vec(), "image_unusable", "no qcow2 image"),
+            (with(15, &[200]), "image_unusable", "backing file"),
+            (with(79, &[4]), "image_unusable", "external data file"),
+            (with(35, &[1]), "image_unusable", "encryption"),
+            (with(4, &[9]), "image_unusable", "version"),
+            // The L2 table leads out of the file: only seen on the way.
+            (
+                with(4 << 16, &[0x80, 0xff]),
+                "image_unusable",
+                "beyond the end",
+            ),
+            (good.clone(), "image_too_large", "2097152 bytes"),
+        ] {
+            let fault = pool
+                .create(from_qcow2(&pool, 1 << 20, &bytes), progress())
+                .await
+                .unwrap_err();
+            // The size is looked at before the tables.
+            let fault = match words {
+                "beyond the end" => {
+                    assert_eq!(fault.code, "image_too_large");
+                    let again = from_qcow2(&pool, 2 << 20, &bytes);
+                    pool.create(again, progress()).await.unwrap_err()
+                }
+                _ => fault,
+            };
+            assert_eq!(fault.code, code, "{fault:?}");
+            assert!(fault.cause.contains(words), "{words}: {fault:?}");
+        }
+        assert_eq!(fs::read_dir(&pool.volumes).unwrap().count(), 0);
     }
 
     #[tokio::test]

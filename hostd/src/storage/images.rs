@@ -1,7 +1,7 @@
 //! Uploaded images as files: received under another name, verified, then given their own.
 //!
 //! ```text
-//! DATA/images/<id>        complete: its length and SHA-256 were the promised ones
+//! DATA/images/<id>        complete: its length and SHA-256 were the promised ones, and its format was looked into
 //! DATA/images/<id>.tmp    being received; removed at start
 //! ```
 
@@ -9,8 +9,10 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use api::ids::ImageId;
+use api::images::ImageFormat;
 use api::{ApiError, ErrorCode};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -20,26 +22,19 @@ use rustix::fs::FlockOperation;
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
+use super::convert::{ConvertError, Converter};
+use super::convert_process::ConvertProcess;
 use super::file::{
     StorageError, at, blocking, list, remove_durably, remove_unfinished, sync_folder,
 };
 use super::space::Space;
 use super::{Images, Stored};
-use crate::http::hands::{ImageStore, Upload};
+use crate::http::hands::{ImageStore, NotReceived, Promise, Upload};
 use crate::report::chain;
 use crate::vms::fault;
 
 /// Chunks that may wait between the network and the disk.
 const CHUNKS_MAX: usize = 8;
-
-/// What the bytes of an image shall be.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Promise {
-    /// Their number.
-    pub size_bytes: u64,
-    /// Their SHA-256, hexadecimal.
-    pub sha256: String,
-}
 
 /// Why an upload did not become an image. Nothing is left of it.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +55,9 @@ pub enum ReceiveError {
         /// What came.
         got: String,
     },
+    /// The promised bytes, but nothing that can be used.
+    #[error(transparent)]
+    Unusable(ConvertError),
     /// The sender stopped.
     #[error("the upload was interrupted")]
     Interrupted(#[source] io::Error),
@@ -75,6 +73,7 @@ impl From<ReceiveError> for Fault {
     fn from(error: ReceiveError) -> Self {
         let code = match error {
             ReceiveError::Storage(error) => return error.into(),
+            ReceiveError::Unusable(error) => return error.into(),
             ReceiveError::Length { .. } | ReceiveError::Checksum { .. } => "checksum_mismatch",
             ReceiveError::Interrupted(_) => "upload_interrupted",
             ReceiveError::Busy => "upload_in_progress",
@@ -88,6 +87,7 @@ impl From<ReceiveError> for Fault {
 pub struct FileImages {
     images: PathBuf,
     volumes: PathBuf,
+    converter: Arc<dyn Converter>,
 }
 
 pub(super) fn image_path(images: &Path, image: ImageId) -> PathBuf {
@@ -103,6 +103,7 @@ impl FileImages {
         let store = Self {
             images: data.join("images"),
             volumes: data.join("volumes"),
+            converter: Arc::new(ConvertProcess::appliance()),
         };
         for folder in [&store.images, &store.volumes] {
             fs::create_dir_all(folder).map_err(at("create", folder))?;
@@ -111,7 +112,14 @@ impl FileImages {
         Ok(store)
     }
 
-    /// Receives an image. It is there, durably, when this returns; otherwise nothing is left of it.
+    /// The same, with images read by `converter`.
+    #[must_use]
+    pub fn with_converter(self, converter: Arc<dyn Converter>) -> Self {
+        Self { converter, ..self }
+    }
+
+    /// Receives an image. It is there, durably, when this returns; otherwise nothing is left of it. Gives the size of
+    /// the disk inside, if that is another than the image's.
     ///
     /// # Errors
     /// Not the promised bytes, no space, or the sender stopped.
@@ -120,7 +128,7 @@ impl FileImages {
         image: ImageId,
         promise: &Promise,
         mut body: S,
-    ) -> Result<(), ReceiveError>
+    ) -> Result<Option<u64>, ReceiveError>
     where
         S: Stream<Item = io::Result<Bytes>> + Send + Unpin,
     {
@@ -161,7 +169,7 @@ impl FileImages {
         image: ImageId,
         promise: &Promise,
         chunks: mpsc::Receiver<Chunk>,
-    ) -> Result<(), ReceiveError> {
+    ) -> Result<Option<u64>, ReceiveError> {
         let left = Space::of(&self.volumes)
             .map_err(at("look at", &self.volumes))?
             .left();
@@ -184,15 +192,30 @@ impl FileImages {
             Err(errno) => return Err(at("lock", &unfinished)(errno).into()),
         }
         let received = fill(&file, &unfinished, promise, chunks).and_then(|()| {
+            let inside = match promise.format {
+                ImageFormat::Raw => None,
+                ImageFormat::Qcow2 => Some(self.examine_now(&unfinished)?),
+            };
             fs::rename(&unfinished, image_path(&self.images, image))
                 .map_err(at("rename", &unfinished))?;
-            Ok(sync_folder(&self.images)?)
+            sync_folder(&self.images)?;
+            Ok(inside)
         });
         if received.is_err() {
             // What can not be removed now is removed at the next start.
             let _ = fs::remove_file(&unfinished);
         }
         received
+    }
+
+    fn examine_now(&self, path: &Path) -> Result<u64, ReceiveError> {
+        // For reading only: it is handed on.
+        let image = File::open(path).map_err(at("open", path))?;
+        let examined = self.converter.examine(&image);
+        examined.map_err(|error| match error.is_the_images() {
+            true => ReceiveError::Unusable(error),
+            false => StorageError::Convert(error).into(),
+        })
     }
 }
 
@@ -262,12 +285,16 @@ impl ImageStore for FileImages {
     fn receive(
         &self,
         image: ImageId,
-        size_bytes: u64,
-        sha256: String,
+        promise: Promise,
         bytes: Upload,
-    ) -> BoxFuture<'_, Result<(), ApiError>> {
-        let promise = Promise { size_bytes, sha256 };
-        Box::pin(async move { Ok(self.receive_stream(image, &promise, bytes).await?) })
+    ) -> BoxFuture<'_, Result<Option<u64>, NotReceived>> {
+        Box::pin(async move {
+            let received = self.receive_stream(image, &promise, bytes).await;
+            received.map_err(|error| match error {
+                ReceiveError::Unusable(error) => NotReceived::Unusable(error.into()),
+                other => NotReceived::Refused(other.into()),
+            })
+        })
     }
 }
 
@@ -277,6 +304,10 @@ impl From<ReceiveError> for ApiError {
             ReceiveError::Length { .. } | ReceiveError::Checksum { .. } => (
                 ErrorCode::ChecksumMismatch,
                 "check the file and its SHA-256, then upload it again",
+            ),
+            ReceiveError::Unusable(_) => (
+                ErrorCode::ImageUnusable,
+                "convert it to a complete, plain image first",
             ),
             ReceiveError::Interrupted(_) => (ErrorCode::Unavailable, "upload it again"),
             ReceiveError::Busy => (ErrorCode::InUse, "wait until the other upload has ended"),
@@ -309,6 +340,15 @@ impl Images for FileImages {
         let path = image_path(&self.images, image);
         blocking(move || File::open(&path).map_err(at("open", &path))).await
     }
+
+    async fn examine(&self, image: ImageId) -> Result<u64, Fault> {
+        let store = self.clone();
+        let path = image_path(&self.images, image);
+        let examined = tokio::task::spawn_blocking(move || store.examine_now(&path)).await;
+        examined
+            .unwrap_or(Err(ReceiveError::Storage(StorageError::Worker)))
+            .map_err(Fault::from)
+    }
 }
 
 #[cfg(test)]
@@ -330,10 +370,11 @@ mod tests {
         image: ImageId,
         promise: (u64, &str),
         parts: Vec<io::Result<Bytes>>,
-    ) -> Result<(), ReceiveError> {
+    ) -> Result<Option<u64>, ReceiveError> {
         let promise = Promise {
             size_bytes: promise.0,
             sha256: promise.1.to_owned(),
+            format: ImageFormat::Raw,
         };
         store
             .receive_stream(image, &promise, stream::iter(parts))
@@ -405,6 +446,7 @@ mod tests {
         let promise = Promise {
             size_bytes: 11,
             sha256: HELLO.to_owned(),
+            format: ImageFormat::Raw,
         };
         let endless = stream::iter(hello()).chain(stream::pending());
         let upload = store.receive_stream(image, &promise, endless);

@@ -1,16 +1,19 @@
 //! Where volumes and images live: what the reconcilers, the launcher and the upload need of it.
 //!
-//! [`file`] keeps both as files on the data partition, [`firmware`] the variables of VMs beside them; [`images`] receives uploads. The other implementation of the
+//! [`convert`] reads images of other formats than raw. [`file`] keeps both as files on the data partition, [`firmware`] the variables of VMs beside them; [`images`] receives uploads. The other implementation of the
 //! traits is in `fake`. Nothing here knows who wants a volume or why.
 
 use std::fs::File;
 use std::future::Future;
 
 use api::ids::{ImageId, VmId, VolumeId};
+use api::images::ImageFormat;
 use api::units::Percent;
 use hostd_state::Fault;
 use tokio::sync::watch;
 
+pub mod convert;
+pub mod convert_process;
 pub mod file;
 pub mod firmware;
 pub mod images;
@@ -24,7 +27,16 @@ pub struct VolumePlan {
     /// Its size.
     pub size_bytes: u64,
     /// The image it is filled from.
-    pub from: Option<ImageId>,
+    pub from: Option<Source>,
+}
+
+/// An image that fills a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Source {
+    /// Which.
+    pub image: ImageId,
+    /// How its bytes are understood.
+    pub format: ImageFormat,
 }
 
 /// A volume or an image that is there, complete.
@@ -89,4 +101,7 @@ pub trait Images: Send + Sync + 'static {
 
     /// Opens an image for reading.
     fn open(&self, image: ImageId) -> impl Future<Output = Result<File, Fault>> + Send;
+
+    /// The size of the disk inside a qcow2 image.
+    fn examine(&self, image: ImageId) -> impl Future<Output = Result<u64, Fault>> + Send;
 }

@@ -1,4 +1,4 @@
-//! The walls around one VM process: how it is born ([`spawn`]) and how it locks itself in ([`enter`]).
+//! The walls around one VM process, or one that reads an image: how it is born ([`spawn`]) and how it locks itself in ([`enter`]).
 //!
 //! ```text
 //! daemon (root)                         child (root, new PID/mount/network/IPC/UTS namespaces, own cgroup)
@@ -231,8 +231,8 @@ pub(crate) fn inherited_file(fd: RawFd) -> std::fs::File {
         fd >= FIRST_FD,
         "the standard three belong to the standard library"
     );
-    // SAFETY: by the protocol of `spawn` the descriptor is open, and the only caller, the start of the `vmm` applet,
-    // takes each number once.
+    // SAFETY: by the protocol of `spawn` the descriptor is open, and the only callers, the starts of the `vmm` and
+    // `convert` applets, take each number once.
     unsafe { std::fs::File::from_raw_fd(fd) }
 }
 

@@ -197,7 +197,11 @@ impl Step<'_> {
                 host,
                 spec,
             } => images::create(self, *image, *task, *host, spec),
-            Command::ImageObserved { image, report } => images::observed(self, *image, report),
+            Command::ImageObserved {
+                image,
+                report,
+                virtual_bytes,
+            } => images::observed(self, *image, report, *virtual_bytes),
             Command::ImageDelete { image, task } => images::delete(self, *image, *task),
             Command::ImageRemoved { image } => images::removed(self, *image),
 

@@ -179,6 +179,9 @@ pub enum Command {
         image: ImageId,
         /// What its host saw.
         report: Report,
+        /// With `Ready`, of a qcow2 image: the size of the disk inside.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        virtual_bytes: Option<u64>,
     },
     /// Wanted gone.
     ImageDelete {

@@ -9,7 +9,7 @@
 use api::condition::Condition;
 use api::events::{ChangeOp, Noun};
 use api::ids::{HostId, ImageId, TaskId};
-use api::images::{ImageCreate, ImageKind, ImagePhase};
+use api::images::{ImageCreate, ImageFormat, ImageKind, ImagePhase};
 use api::names::Name;
 use api::tasks::TaskKind;
 use api::units::Millis;
@@ -33,10 +33,16 @@ pub struct ImageRecord {
     pub name: Name,
     /// What it is.
     pub kind: ImageKind,
+    /// How its bytes are understood.
+    #[serde(default)]
+    pub format: ImageFormat,
     /// The host that holds it.
     pub host: HostId,
     /// Its promised length.
     pub size_bytes: u64,
+    /// The size of the disk inside a qcow2 image; known once it is ready.
+    #[serde(default)]
+    pub virtual_bytes: Option<u64>,
     /// Its promised SHA-256, lower-case hexadecimal.
     pub sha256: String,
     /// Its phase.
@@ -60,6 +66,13 @@ impl Record for ImageRecord {
     }
 }
 
+impl ImageRecord {
+    /// The size of the disk it holds, as far as that is known.
+    pub fn disk_bytes(&self) -> u64 {
+        self.virtual_bytes.unwrap_or(self.size_bytes)
+    }
+}
+
 /// A record for bytes that will be uploaded.
 pub(crate) fn create(
     step: &mut Step<'_>,
@@ -80,6 +93,12 @@ pub(crate) fn create(
             "send the file's length in bytes",
         ));
     }
+    if spec.format != ImageFormat::Raw && spec.kind != ImageKind::Disk {
+        return Err(Refused::invalid(
+            "only a disk has a format",
+            "leave `format` out, or upload it as kind `disk`",
+        ));
+    }
     let sha256 = spec.sha256.to_ascii_lowercase();
     if sha256.len() != 64 || !sha256.bytes().all(|b| b.is_ascii_hexdigit()) {
         return Err(Refused::invalid(
@@ -92,8 +111,10 @@ pub(crate) fn create(
         id,
         name: spec.name.clone(),
         kind: spec.kind,
+        format: spec.format,
         host,
         size_bytes: spec.size_bytes,
+        virtual_bytes: None,
         sha256,
         phase: ImagePhase::Uploading,
         condition: None,
@@ -109,6 +130,7 @@ pub(crate) fn observed(
     step: &mut Step<'_>,
     id: ImageId,
     report: &Report,
+    virtual_bytes: Option<u64>,
 ) -> Result<Outcome, Refused> {
     let mut image = get(step, id)?;
     match (image.phase, report) {
@@ -118,6 +140,18 @@ pub(crate) fn observed(
             }
         }
         (ImagePhase::Uploading, Report::Ready) => {
+            if image.format == ImageFormat::Qcow2 {
+                if virtual_bytes.is_none() {
+                    return Err(Refused::invalid(
+                        format!(
+                            "image `{}` is qcow2 and its disk's size was not said",
+                            image.name
+                        ),
+                        "look into it first",
+                    ));
+                }
+                image.virtual_bytes = virtual_bytes;
+            }
             image.phase = ImagePhase::Ready;
             if let Some(task) = image.task.take() {
                 step.task_succeeded(task);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use api::ids::TaskId;
-use api::images::ImagePhase;
+use api::images::{ImageFormat, ImageKind, ImagePhase};
 use api::networks::NetworkPhase;
 use api::tasks::TaskPhase;
 use api::users::Role;
@@ -28,6 +28,7 @@ pub fn violations(state: &State) -> Vec<String> {
         life(vm, &mut wrong);
         needs(state, vm, &mut wrong);
     }
+    images(state, &mut wrong);
     volumes(state, &mut wrong);
     networks(state, &mut wrong);
     memory(state, &mut wrong);
@@ -68,6 +69,26 @@ fn derived(state: &State, wrong: &mut Wrong) {
     wrong.unless(state.usage.macs.len() == nics, || {
         "a MAC address is used twice".into()
     });
+}
+
+/// What is said of an image's format holds together.
+fn images(state: &State, wrong: &mut Wrong) {
+    for image in state.images() {
+        let packed = image.format != ImageFormat::Raw;
+        wrong.unless(!packed || image.kind == ImageKind::Disk, || {
+            format!("image `{}` has a format and is no disk", image.name)
+        });
+        wrong.unless(packed || image.virtual_bytes.is_none(), || {
+            format!("image `{}` is raw and holds a disk inside", image.name)
+        });
+        let known = image.virtual_bytes.is_some();
+        wrong.unless(!packed || known || image.phase != ImagePhase::Ready, || {
+            format!(
+                "image `{}` is ready and its disk's size is not known",
+                image.name
+            )
+        });
+    }
 }
 
 fn bounds(state: &State, wrong: &mut Wrong) {

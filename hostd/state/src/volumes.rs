@@ -121,8 +121,8 @@ fn fills(image: &ImageRecord, host: HostId, size: Mib) -> Result<(), Refused> {
             "upload it to the volume's host",
         ));
     }
-    if size.bytes().is_some_and(|bytes| bytes < image.size_bytes) {
-        let least = Mib(image.size_bytes.div_ceil(1 << 20));
+    if size.bytes().is_some_and(|bytes| bytes < image.disk_bytes()) {
+        let least = Mib(image.disk_bytes().div_ceil(1 << 20));
         return Err(Refused::invalid(
             format!("image `{name}` does not fit into {size}"),
             format!("choose a size of at least {least}"),

@@ -4,13 +4,19 @@ mod common;
 
 use api::ErrorCode;
 use api::ids::*;
+use api::images::{ImageFormat, ImageKind, ImagePhase};
 use api::tasks::TaskPhase;
 use api::units::{Mib, Millis};
 use api::users::{AuditRecord, Role, Secret, TokenKind};
 use api::vms::*;
 use common::*;
+use expect_test::{Expect, expect};
 use hostd_state::{Command, Idempotency, Meta, Report, StopMode, VmReport, Want, can};
 use uuid::Uuid;
+
+fn check(refused: String, expected: Expect) {
+    expected.assert_eq(&refused);
+}
 
 fn phase_of(world: &World, task: TaskId) -> TaskPhase {
     world
@@ -413,4 +419,95 @@ fn ended_tasks_are_forgotten_oldest_first_and_running_ones_never() {
         report: Report::Ready,
     });
     assert_eq!(world.state.tasks().count(), 1);
+}
+
+#[test]
+fn a_qcow2_image_is_ready_once_its_disk_is_known_and_volumes_are_as_large_as_that() {
+    let mut world = World::furnished();
+    let image = ImageId(Uuid::from_u128(90));
+    let with_format = |create: Command| match create {
+        Command::ImageCreate {
+            image,
+            task,
+            host,
+            mut spec,
+        } => {
+            spec.format = ImageFormat::Qcow2;
+            Command::ImageCreate {
+                image,
+                task,
+                host,
+                spec,
+            }
+        }
+        other => other,
+    };
+    let kernel = with_format(world.image_create(image, "packed", ImageKind::Kernel));
+    check(
+        world.refused(kernel),
+        expect![
+            "invalid: only a disk has a format | leave `format` out, or upload it as kind `disk`"
+        ],
+    );
+    let disk = with_format(world.image_create(image, "packed", ImageKind::Disk));
+    world.ok(disk);
+    let ready = |virtual_bytes| Command::ImageObserved {
+        image,
+        report: Report::Ready,
+        virtual_bytes,
+    };
+    check(
+        world.refused(ready(None)),
+        expect![
+            "invalid: image `packed` is qcow2 and its disk's size was not said | look into it first"
+        ],
+    );
+    assert_eq!(
+        world.state.image(image).unwrap().phase,
+        ImagePhase::Uploading
+    );
+    world.ok(ready(Some((20 << 20) + 1)));
+    let record = world.state.image(image).unwrap();
+    assert_eq!(record.virtual_bytes, Some((20 << 20) + 1));
+    assert_eq!(record.size_bytes, 10 << 20);
+
+    let mut volume = |size: u64| {
+        let id = VolumeId(Uuid::from_u128(91));
+        match world.volume_create(id, "root", size) {
+            Command::VolumeCreate {
+                volume,
+                task,
+                host,
+                mut spec,
+            } => {
+                spec.from_image = Some(by_name("packed"));
+                Command::VolumeCreate {
+                    volume,
+                    task,
+                    host,
+                    spec,
+                }
+            }
+            other => other,
+        }
+    };
+    let (small, right) = (volume(20), volume(21));
+    check(
+        world.refused(small),
+        expect![
+            "invalid: image `packed` does not fit into 20 MiB | choose a size of at least 21 MiB"
+        ],
+    );
+    world.ok(right);
+
+    // What a raw image is said to hold inside is not believed.
+    let raw = ImageId(Uuid::from_u128(92));
+    let create = world.image_create(raw, "raw", ImageKind::Disk);
+    world.ok(create);
+    world.ok(Command::ImageObserved {
+        image: raw,
+        report: Report::Ready,
+        virtual_bytes: Some(1),
+    });
+    assert_eq!(world.state.image(raw).unwrap().virtual_bytes, None);
 }

@@ -70,6 +70,26 @@ fn format_1_loads_and_is_what_it_was() {
     assert!(invariants::violations(&state).is_empty());
 }
 
+/// Entries as they were written before images had a format.
+#[test]
+fn entries_of_an_older_log_still_mean_the_same() {
+    let id = "00000000-0000-0000-0000-000000000001";
+    let spec = format!(
+        r#"{{"name":"a","kind":"disk","size_bytes":1,"sha256":"{}"}}"#,
+        "0f".repeat(32)
+    );
+    let create = format!(
+        r#"{{"command":"image_create","image":"{id}","task":"{id}","host":"{id}","spec":{spec}}}"#
+    );
+    let Command::ImageCreate { spec, .. } = serde_json::from_str(&create).unwrap() else {
+        panic!("another command");
+    };
+    assert_eq!(spec.format, api::images::ImageFormat::Raw);
+    let observed = format!(r#"{{"command":"image_observed","image":"{id}","report":"ready"}}"#);
+    let read: Command = serde_json::from_str(&observed).unwrap();
+    assert_eq!(serde_json::to_string(&read).unwrap(), observed);
+}
+
 #[test]
 fn a_damaged_snapshot_is_refused() {
     let good = snapshot::encode(&full()).unwrap();

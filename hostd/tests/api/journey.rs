@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use api::client::Client;
-use api::images::{Image, ImageCreate, ImageKind, ImagePhase};
+use api::images::{Image, ImageCreate, ImageFormat, ImageKind, ImagePhase};
 use api::system::{AddressMode, Mode, NetworkSettings, PowerAction, PowerRequest};
 use api::tasks::TaskPhase;
 use api::vms::{BootSpec, DiskSpec, NicSpec, OnCrash, VmCreate, VmPhase};
@@ -25,6 +25,7 @@ pub async fn image(admin: &Client, name: &str, bytes: &'static [u8]) -> Image {
     let spec = ImageCreate {
         name: name.parse().unwrap(),
         kind: ImageKind::Kernel,
+        format: ImageFormat::Raw,
         size_bytes: bytes.len() as u64,
         sha256: hex(&Sha256::digest(bytes)),
     };
@@ -62,6 +63,7 @@ async fn from_an_image_to_a_running_vm_and_back_to_nothing() {
     let spec = ImageCreate {
         name: "disk".parse().unwrap(),
         kind: ImageKind::Disk,
+        format: ImageFormat::Raw,
         size_bytes: bytes.len() as u64,
         sha256: hex(&Sha256::digest(&bytes)),
     };

@@ -18,7 +18,7 @@ use api::{ApiError, ErrorCode};
 use futures_util::future::BoxFuture;
 use hostd::auth::{Auth, AuthConfig, HashCost};
 use hostd::cluster::{Cluster, ClusterConfig};
-use hostd::fake::{FakeLauncher, FakeLinks, FakeVolumes};
+use hostd::fake::{FakeLauncher, FakeLinks, FakeVolumes, OpenConverter};
 use hostd::http::{
     Context, HostNames, InstallerApi, Limits, ServerConfig, SystemApi, TlsIdentity, VmProcesses,
     serve,
@@ -87,6 +87,7 @@ impl Lab {
             Mode::Install => None,
         };
         let images = FileImages::open_store(&dir.path().join("data")).unwrap();
+        let images = images.with_converter(Arc::new(OpenConverter));
         let reconcilers = cluster.as_ref().map(|cluster| {
             let hands = Hands {
                 launcher: FakeLauncher::default(),

@@ -7,6 +7,7 @@
 mod lab;
 mod raw;
 
+mod images;
 mod journey;
 mod refusals;
 mod signing_in;

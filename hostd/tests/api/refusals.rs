@@ -3,7 +3,7 @@
 use api::ErrorCode;
 use api::client::ClientError;
 use api::endpoints;
-use api::images::{ImageCreate, ImageKind, ImagePhase};
+use api::images::{ImageCreate, ImageFormat, ImageKind, ImagePhase};
 use api::vms::VmUpdate;
 use bytes::Bytes;
 use serde_json::json;
@@ -79,6 +79,7 @@ async fn other_bytes_than_promised_do_not_become_an_image() {
     let spec = ImageCreate {
         name: "kernel".parse().unwrap(),
         kind: ImageKind::Kernel,
+        format: ImageFormat::Raw,
         size_bytes: promised.len() as u64,
         sha256: hex(&Sha256::digest(promised)),
     };
@@ -137,6 +138,7 @@ async fn a_broken_upload_may_be_sent_again() {
     let spec = ImageCreate {
         name: "disk".parse().unwrap(),
         kind: ImageKind::Disk,
+        format: ImageFormat::Raw,
         size_bytes: promised.len() as u64,
         sha256: hex(&Sha256::digest(&promised)),
     };

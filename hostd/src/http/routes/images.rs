@@ -15,7 +15,7 @@ use tokio::time::{Duration, timeout};
 use crate::cluster::Cluster;
 use crate::http::call::{Call, Reply};
 use crate::http::error::{bad_request, internal, not_found};
-use crate::http::hands::Upload;
+use crate::http::hands::{NotReceived, Promise, Upload};
 
 /// An upload that stands still for so long is given up.
 const CHUNK_WITHIN: Duration = Duration::from_secs(60);
@@ -71,6 +71,11 @@ pub(super) async fn image_upload(mut call: Call) -> Result<Reply, ApiError> {
         ));
     }
     right_length(&call, image.size_bytes)?;
+    let promise = Promise {
+        size_bytes: image.size_bytes,
+        sha256: image.sha256.clone(),
+        format: image.format,
+    };
     let (told, progress) = watch::channel(0_u64);
     let bytes = counted(&mut call, told, image.size_bytes)?;
     let reporter = tokio::spawn(report_progress(
@@ -79,23 +84,34 @@ pub(super) async fn image_upload(mut call: Call) -> Result<Reply, ApiError> {
         image.size_bytes,
         progress,
     ));
-    let received = call
-        .context
-        .images
-        .receive(image.id, image.size_bytes, image.sha256.clone(), bytes)
-        .await;
+    let received = call.context.images.receive(image.id, promise, bytes).await;
     reporter.abort();
-    if let Err(error) = received {
-        // The record goes on waiting: the same bytes may be sent again.
-        let code = hostd_state::refused::code_name(error.code);
-        call.note(image.name.as_str(), &code).await?;
-        return Err(error);
-    }
-    let command = Command::ImageObserved {
+    let observed = |report, virtual_bytes| Command::ImageObserved {
         image: image.id,
-        report: Report::Ready,
+        report,
+        virtual_bytes,
     };
-    let (revision, _) = call.propose(image.name.as_str(), command).await?;
+    let virtual_bytes = match received {
+        Ok(virtual_bytes) => virtual_bytes,
+        Err(NotReceived::Refused(error)) => {
+            // The record goes on waiting: the same bytes may be sent again.
+            let code = hostd_state::refused::code_name(error.code);
+            call.note(image.name.as_str(), &code).await?;
+            return Err(error);
+        }
+        Err(NotReceived::Unusable(fault)) => {
+            let error = ApiError::new(
+                ErrorCode::ImageUnusable,
+                fault.cause.clone(),
+                fault.next.clone(),
+            );
+            let failed = observed(Report::Failed(fault), None);
+            call.propose(image.name.as_str(), failed).await?;
+            return Err(error);
+        }
+    };
+    let ready = observed(Report::Ready, virtual_bytes);
+    let (revision, _) = call.propose(image.name.as_str(), ready).await?;
     let now = call.now("image", |state| {
         state.image(image.id).map(|i| state.image_view(i))
     })?;
@@ -164,6 +180,7 @@ async fn report_progress(
             let command = Command::ImageObserved {
                 image,
                 report: Report::Progress(Percent(percent)),
+                virtual_bytes: None,
             };
             if let Err(error) = cluster.propose(Meta::host(Millis::now()), command).await {
                 tracing::debug!(%image, %error, "an upload's progress was not agreed on");

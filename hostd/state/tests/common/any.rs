@@ -1,7 +1,7 @@
 //! Any sequence of commands, over so few objects and names that they meet.
 
 use api::ids::*;
-use api::images::ImageKind;
+use api::images::{ImageFormat, ImageKind};
 use api::names::Ref;
 use api::networks::{NetworkCreate, NetworkKind};
 use api::units::{Mib, Millis, Percent};
@@ -168,18 +168,30 @@ fn image_command() -> impl Strategy<Value = Command> {
         1 => Just(ImageKind::Initrd),
         2 => Just(ImageKind::Disk),
     ];
+    let format = prop_oneof![4 => Just(ImageFormat::Raw), 2 => Just(ImageFormat::Qcow2)];
+    let inside = prop::option::weighted(
+        0.7,
+        prop_oneof![
+            Just(1_u64),
+            Just(1 << 20),
+            Just((1 << 20) + 1),
+            Just(u64::MAX)
+        ],
+    );
     let image = || id(3).prop_map(ImageId);
     prop_oneof![
-        3 => (image(), task(), host(), names(), kind).prop_map(|(image, task, host, name, kind)| {
+        3 => (image(), task(), host(), names(), kind, format).prop_map(|(image, task, host, name, kind, format)| {
             let spec = api::images::ImageCreate {
                 name,
                 kind,
+                format,
                 size_bytes: 1 << 20,
                 sha256: "0f".repeat(32),
             };
             Command::ImageCreate { image, task, host, spec }
         }),
-        3 => (image(), report()).prop_map(|(image, report)| Command::ImageObserved { image, report }),
+        3 => (image(), report(), inside)
+            .prop_map(|(image, report, virtual_bytes)| Command::ImageObserved { image, report, virtual_bytes }),
         1 => (image(), task()).prop_map(|(image, task)| Command::ImageDelete { image, task }),
         1 => image().prop_map(|image| Command::ImageRemoved { image }),
     ]
@@ -331,6 +343,7 @@ pub fn sequence() -> impl Strategy<Value = Vec<(Meta, Command)>> {
                 spec: api::images::ImageCreate {
                     name: name("a"),
                     kind: ImageKind::Kernel,
+                    format: ImageFormat::Raw,
                     size_bytes: 1,
                     sha256: "0f".repeat(32),
                 },
@@ -341,6 +354,7 @@ pub fn sequence() -> impl Strategy<Value = Vec<(Meta, Command)>> {
             Command::ImageObserved {
                 image: ImageId(Uuid::from_u128(3 << 32)),
                 report: Report::Ready,
+                virtual_bytes: None,
             },
         ),
     ];

@@ -4,7 +4,7 @@
 
 use api::hosts::Inventory;
 use api::ids::*;
-use api::images::{ImageCreate, ImageKind};
+use api::images::{ImageCreate, ImageFormat, ImageKind};
 use api::names::{Name, Ref};
 use api::networks::{NetworkCreate, NetworkKind};
 use api::units::{Mib, Millis};
@@ -66,6 +66,7 @@ impl World {
             world.ok(Command::ImageObserved {
                 image: id,
                 report: Report::Ready,
+                virtual_bytes: None,
             });
         }
         let create = world.network_create(LAN, "lan", "10.77.0.0/24");
@@ -181,6 +182,7 @@ impl World {
             spec: ImageCreate {
                 name: name(text),
                 kind,
+                format: ImageFormat::Raw,
                 size_bytes: 10 << 20,
                 sha256: "ab".repeat(32),
             },

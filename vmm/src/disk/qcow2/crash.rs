@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use super::image::Image;
 use super::pieces::Pieces;
 use super::storage::Storage;
+use super::{Reader, Stretch};
 use crate::disk::Access;
 
 /// The medium is not larger than this.
@@ -236,6 +237,7 @@ pub(crate) fn hostile_image(data: &[u8]) -> (bool, u64, u64) {
         }
     }
     let medium = Medium::new(content);
+    read_from_front_to_back(&medium);
     let Ok(mut image) = Image::open(Box::new(medium.clone()), Access::ReadWrite, None, 0) else {
         return (false, 0, 0);
     };
@@ -264,4 +266,28 @@ pub(crate) fn hostile_image(data: &[u8]) -> (bool, u64, u64) {
     let _ = image.commit();
     assert!(medium.content().len() as u64 <= MEDIUM_MAX);
     (true, read, written)
+}
+
+/// As a volume is filled from an image: each step gets further, and none past the end.
+fn read_from_front_to_back(medium: &Medium) {
+    let Ok(mut reader) = Reader::over(Box::new(medium.clone())) else {
+        return;
+    };
+    let (size, mut done) = (reader.size(), 0);
+    for _ in 0..1000 {
+        let len = match reader.at(done) {
+            Ok(Some(Stretch::Zeroes(len))) => len,
+            Ok(Some(Stretch::Bytes(bytes))) => bytes.len() as u64,
+            Ok(None) => {
+                assert_eq!(done, size);
+                return;
+            }
+            Err(_) => return,
+        };
+        done += len;
+        assert!(
+            len > 0 && done <= size,
+            "{len} bytes up to {done} of {size}"
+        );
+    }
 }

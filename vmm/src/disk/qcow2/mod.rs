@@ -7,7 +7,7 @@
 //! ```
 //! [`header`] says what the file claims to be; [`cache`] keeps pieces of its tables; [`refcounts`] counts and allocates
 //! clusters; [`image`] keeps the mapping and decides what is written in which order; [`transfer`] moves data and
-//! [`discard`] gives it up; [`backend`] is the disk. [`storage`] is the file below, [`pieces`] the guest's memory above,
+//! [`discard`] gives it up; [`backend`] is the disk, [`reader`] its content without a guest. [`storage`] is the file below, [`pieces`] the guest's memory above,
 //! [`inflate`] the compressed clusters.
 //!
 //! **Power may fail at any write.** Between two flushes the file's writes may reach the medium in any order, or not. So:
@@ -39,6 +39,7 @@ mod pieces;
 mod storage;
 
 mod backend;
+mod reader;
 
 #[cfg(test)]
 pub(crate) mod crash;
@@ -50,6 +51,7 @@ use super::raw::{OpenRawError, RawFile};
 use super::{Access, DiskBackend};
 use backend::Qcow2Disk;
 use image::{Image, Source};
+pub use reader::{ImageFile, ReadQcow2Error, Reader, Stretch};
 use storage::FileStorage;
 
 /// Longest chain of images, the top one included.

@@ -18,7 +18,7 @@ impl Source for Image {
 }
 
 /// What a stretch of the disk reads as.
-enum Extent {
+pub(super) enum Extent {
     Zero,
     Below,
     At(u64),
@@ -67,7 +67,7 @@ impl Image {
     }
 
     /// How a stretch of at most `len` bytes begins, and how long it goes on like that.
-    fn extent(&mut self, offset: u64, len: u64) -> Result<(Extent, u64), ImageError> {
+    pub(super) fn extent(&mut self, offset: u64, len: u64) -> Result<(Extent, u64), ImageError> {
         let unmapped = self.unmapped(offset);
         if unmapped > 0 {
             return Ok((Extent::Below, unmapped.min(len)));
