@@ -17,6 +17,7 @@ pub mod events;
 pub mod hosts;
 pub mod images;
 pub mod install;
+pub mod limits;
 pub mod networks;
 pub mod system;
 pub mod tasks;

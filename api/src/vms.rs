@@ -5,6 +5,7 @@ use utoipa::ToSchema;
 
 use crate::condition::Condition;
 use crate::ids::{HostId, ImageId, NetworkId, VmId, VolumeId};
+use crate::limits::{NicLimits, RateLimits};
 use crate::names::{Name, Ref};
 use crate::units::{Mib, Millis};
 
@@ -50,6 +51,9 @@ pub struct DiskSpec {
     /// The guest may not write.
     #[serde(default)]
     pub read_only: bool,
+    /// How much the guest may ask of it.
+    #[serde(default, skip_serializing_if = "RateLimits::is_empty")]
+    pub limits: RateLimits,
 }
 
 /// A NIC wanted.
@@ -61,6 +65,9 @@ pub struct NicSpec {
     /// Chosen by us when absent. Unicast, `aa:bb:cc:dd:ee:ff`.
     #[serde(default)]
     pub mac: Option<String>,
+    /// How much it carries.
+    #[serde(default, skip_serializing_if = "NicLimits::is_empty")]
+    pub limits: NicLimits,
 }
 
 /// What happens when the guest crashes or its process dies.
@@ -196,6 +203,9 @@ pub struct Disk {
     pub volume: VolumeId,
     /// The guest may not write.
     pub read_only: bool,
+    /// How much the guest may ask of it.
+    #[serde(default, skip_serializing_if = "RateLimits::is_empty")]
+    pub limits: RateLimits,
 }
 
 /// A NIC as the VM has it.
@@ -208,6 +218,9 @@ pub struct Nic {
     /// The address leased to it by the network's DHCP, if known. Not agreed, from the host that serves it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
+    /// How much it carries.
+    #[serde(default, skip_serializing_if = "NicLimits::is_empty")]
+    pub limits: NicLimits,
 }
 
 /// Boot, resolved.

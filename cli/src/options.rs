@@ -227,11 +227,13 @@ pub(crate) struct VmCreate {
     /// And this kernel command line
     #[arg(long, default_value = "console=ttyS0", requires = "kernel")]
     pub(crate) cmdline: String,
-    /// A disk, in guest order: a volume, with `:ro` to keep the guest from writing
-    #[arg(long = "disk", value_name = "VOLUME[:ro]")]
+    /// A disk, in guest order: a volume, with `:ro` to keep the guest from writing, and limits: bytes_per_second,
+    /// bytes_burst, operations_per_second, operations_burst
+    #[arg(long = "disk", value_name = "VOLUME[:ro][,LIMIT=50M]...")]
     pub(crate) disks: Vec<String>,
-    /// A NIC, in guest order: a network, with a MAC address if it shall have that one
-    #[arg(long = "network", value_name = "NETWORK[,MAC]")]
+    /// A NIC, in guest order: a network, with a MAC address if it shall have that one, and limits of each direction:
+    /// receive.bytes_per_second, transmit.operations_burst and so on
+    #[arg(long = "network", value_name = "NETWORK[,MAC][,receive.LIMIT=50M]...")]
     pub(crate) networks: Vec<String>,
     /// Start it again when it crashes
     #[arg(long, value_enum, default_value = "stay")]

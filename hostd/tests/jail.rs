@@ -85,6 +85,10 @@ fn plan(volume: VolumeId) -> VmPlan {
         disks: vec![PlannedDisk {
             volume,
             read_only: false,
+            limits: api::limits::RateLimits {
+                bytes_per_second: Some(1 << 30),
+                ..Default::default()
+            },
         }],
         nics: Vec::new(),
     }

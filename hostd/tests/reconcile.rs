@@ -119,10 +119,12 @@ impl World {
             disks: vec![DiskSpec {
                 volume: Ref::Id(self.volume.0),
                 read_only: false,
+                limits: Default::default(),
             }],
             nics: vec![NicSpec {
                 network: Ref::Id(self.network.0),
                 mac: None,
+                limits: Default::default(),
             }],
             on_crash,
             autostart: false,

@@ -59,10 +59,12 @@ pub async fn demonstration_with_disk(api: &Client, name: &str) -> Result<VmCreat
     vm.disks.push(DiskSpec {
         volume: volume.parse()?,
         read_only: false,
+        limits: Default::default(),
     });
     vm.nics.push(NicSpec {
         network: NETWORK.parse()?,
         mac: None,
+        limits: Default::default(),
     });
     Ok(vm)
 }

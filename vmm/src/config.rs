@@ -92,6 +92,46 @@ pub struct BackingConfig {
     pub format: DiskFormat,
 }
 
+/// How much a device may do; what is absent is not limited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RateLimits {
+    /// On average; a disk's reads and writes together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_per_second: Option<u64>,
+    /// At once, after a rest; what one second gives if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_burst: Option<u64>,
+    /// On average: requests to a disk, frames of a NIC. A segment that is cut later is one frame.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub operations_per_second: Option<u64>,
+    /// At once, after a rest; what one second gives if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub operations_burst: Option<u64>,
+}
+
+impl RateLimits {
+    /// What is wrong with them, if anything is.
+    pub fn fault(&self) -> Option<&'static str> {
+        let numbers = [
+            self.bytes_per_second,
+            self.bytes_burst,
+            self.operations_per_second,
+            self.operations_burst,
+        ];
+        if numbers.contains(&Some(0)) {
+            return Some("a limit of 0 would let nothing through");
+        }
+        let lonely = |rate: Option<u64>, burst: Option<u64>| rate.is_none() && burst.is_some();
+        if lonely(self.bytes_per_second, self.bytes_burst)
+            || lonely(self.operations_per_second, self.operations_burst)
+        {
+            return Some("a burst has no rate");
+        }
+        None
+    }
+}
+
 /// A disk as the guest sees it, over an open file or block device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -112,6 +152,9 @@ pub struct DiskConfig {
     /// Serial number the guest reads, at most 20 bytes.
     #[serde(default)]
     pub serial: String,
+    /// How much the guest may ask of it.
+    #[serde(default)]
+    pub limits: RateLimits,
 }
 
 /// A network interface over a tap.
@@ -126,6 +169,12 @@ pub struct NicConfig {
     pub mac: [u8; 6],
     /// Largest frame payload in bytes.
     pub mtu: u16,
+    /// How much it receives; directions are the guest's.
+    #[serde(default)]
+    pub receive_limits: RateLimits,
+    /// How much it sends.
+    #[serde(default)]
+    pub transmit_limits: RateLimits,
 }
 
 /// The document is not a machine description.
@@ -161,12 +210,22 @@ mod tests {
                 backing: vec![],
                 read_only: false,
                 serial: "r1".into(),
+                limits: RateLimits {
+                    bytes_per_second: Some(1 << 20),
+                    bytes_burst: Some(1 << 22),
+                    ..RateLimits::default()
+                },
             }],
             nics: vec![NicConfig {
                 id: "lan".into(),
                 tap_fds: vec![13],
                 mac: [2, 0, 0, 0, 0, 1],
                 mtu: 1500,
+                receive_limits: RateLimits::default(),
+                transmit_limits: RateLimits {
+                    operations_per_second: Some(1000),
+                    ..RateLimits::default()
+                },
             }],
             rng: true,
             kvm_fd: 3,
@@ -197,9 +256,25 @@ mod tests {
     }
 
     #[test]
+    fn a_device_without_limits_needs_no_word_about_them() {
+        let mut value = serde_json::to_value(example()).unwrap();
+        value["disks"][0].as_object_mut().unwrap().remove("limits");
+        value["nics"][0]
+            .as_object_mut()
+            .unwrap()
+            .remove("transmit_limits");
+        let config = VmmConfig::from_json(value.to_string().as_bytes()).unwrap();
+        assert_eq!(config.disks[0].limits, RateLimits::default());
+        assert_eq!(config.nics[0].transmit_limits, RateLimits::default());
+    }
+
+    #[test]
     fn unknown_fields_are_refused_at_every_level() {
         let mut value = serde_json::to_value(example()).unwrap();
         value["disks"][0]["cache"] = "unsafe".into();
+        assert!(VmmConfig::from_json(value.to_string().as_bytes()).is_err());
+        let mut value = serde_json::to_value(example()).unwrap();
+        value["disks"][0]["limits"]["iops"] = 1.into();
         assert!(VmmConfig::from_json(value.to_string().as_bytes()).is_err());
         let mut value = serde_json::to_value(example()).unwrap();
         value["boot"]["kernel"]["path"] = "/boot".into();

@@ -32,6 +32,7 @@ pub mod net;
 
 pub mod fds;
 pub mod metrics;
+pub mod rate_limit;
 pub mod seccomp;
 
 #[cfg(test)]

@@ -88,6 +88,14 @@ pub enum PlanError {
         /// Which.
         id: String,
     },
+    /// A device's rate limits make no sense.
+    #[error("the limits of `{id}`: {what}")]
+    Limits {
+        /// Which device.
+        id: String,
+        /// What is wrong.
+        what: &'static str,
+    },
     /// A NIC has no queue, a group address or an MTU below IPv4's minimum.
     #[error("NIC `{id}`: {what}")]
     Nic {
@@ -127,6 +135,17 @@ impl MachinePlan {
                 return Err(PlanError::DiskSerial {
                     id: disk.id.clone(),
                 });
+            }
+        }
+        let limits = config.disks.iter().map(|disk| (&disk.id, &disk.limits));
+        let nics = config.nics.iter();
+        let limits = limits.chain(nics.flat_map(|nic| {
+            [&nic.receive_limits, &nic.transmit_limits].map(|limits| (&nic.id, limits))
+        }));
+        for (id, limits) in limits {
+            if let Some(what) = limits.fault() {
+                let id = id.clone();
+                return Err(PlanError::Limits { id, what });
             }
         }
         for nic in &config.nics {
@@ -252,7 +271,7 @@ fn check_fds(config: &VmmConfig) -> Result<(), PlanError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{DiskConfig, DiskFormat, NicConfig};
+    use crate::config::{DiskConfig, DiskFormat, NicConfig, RateLimits};
 
     fn asked() -> VmmConfig {
         VmmConfig {
@@ -271,12 +290,15 @@ mod tests {
                 backing: vec![],
                 read_only: false,
                 serial: String::new(),
+                limits: RateLimits::default(),
             }],
             nics: vec![NicConfig {
                 id: "n".into(),
                 tap_fds: vec![12],
                 mac: [2, 0, 0, 0, 0, 1],
                 mtu: 1500,
+                receive_limits: RateLimits::default(),
+                transmit_limits: RateLimits::default(),
             }],
             rng: true,
             kvm_fd: 3,
@@ -311,6 +333,28 @@ mod tests {
             }
         );
         assert_eq!(plan.mmio64, 5 << 30);
+    }
+
+    #[test]
+    fn limits_that_let_nothing_through_are_refused() {
+        for limits in [
+            r#"{"bytes_per_second":0}"#,
+            r#"{"bytes_per_second":5,"bytes_burst":0}"#,
+            r#"{"operations_burst":5}"#,
+            r#"{"operations_per_second":5,"bytes_burst":5}"#,
+        ] {
+            let limits: RateLimits = serde_json::from_str(limits).unwrap();
+            for place in 0..3 {
+                let mut config = asked();
+                match place {
+                    0 => config.disks[0].limits = limits,
+                    1 => config.nics[0].receive_limits = limits,
+                    _ => config.nics[0].transmit_limits = limits,
+                }
+                let error = MachinePlan::new(config).unwrap_err();
+                assert!(matches!(error, PlanError::Limits { .. }), "{limits:?}");
+            }
+        }
     }
 
     #[test]
@@ -387,6 +431,7 @@ mod tests {
                         backing: vec![],
                         read_only: false,
                         serial: String::new(),
+                        limits: RateLimits::default(),
                     })
                     .collect();
             })

@@ -154,6 +154,8 @@ const WORKER: &[Call] = &[
     (libc::SYS_epoll_wait, Always),
     (libc::SYS_epoll_pwait, Always),
     (libc::SYS_epoll_ctl, Always),
+    // Rate limits.
+    (libc::SYS_timerfd_settime, Always),
     // Disks.
     (libc::SYS_io_uring_enter, Always),
     (libc::SYS_preadv, Always),

@@ -18,7 +18,7 @@ use std::time::Duration;
 use guest::code::Code;
 use guest::initramfs::{self, POWER_OFF, RESTART, one_shot};
 use guest::{Guest, Spec, file, kernels, kernels_with_modules, kvm};
-use vmm::config::{DiskConfig, DiskFormat};
+use vmm::config::{DiskConfig, DiskFormat, RateLimits};
 use vmm::control::{Answer, Event, ExitReason, Operation, RefusalCode, State};
 
 const MARKER: &str = "lqx-guest-is-up\n";
@@ -271,6 +271,7 @@ fn a_guest_that_pokes_at_random_hurts_only_itself() {
             backing: vec![],
             read_only: false,
             serial: "s".into(),
+            limits: RateLimits::default(),
         };
         let (slot1, slot2) = (0xe000_8000, 0xe001_0000);
         // Memory decoding and bus mastering on; then capabilities, BARs, the devices' own registers, empty places.

@@ -16,11 +16,13 @@ use std::net::TcpListener;
 use std::os::fd::IntoRawFd;
 use std::os::unix::fs::FileExt;
 use std::thread;
+use std::time::Instant;
 
+use guest::loop_device::loop_device;
 use guest::shell::{Shell, modules};
 use guest::tap::tap;
 use guest::{Guest, Spec, kernels, kvm};
-use vmm::config::{DiskConfig, DiskFormat, NicConfig};
+use vmm::config::{DiskConfig, DiskFormat, NicConfig, RateLimits};
 use vmm::control::ExitReason;
 
 const SECTOR: u64 = 512;
@@ -65,6 +67,7 @@ fn disk(id: &str, file: &File, read_only: bool, serial: &str) -> DiskConfig {
         backing: vec![],
         read_only,
         serial: serial.into(),
+        limits: RateLimits::default(),
     }
 }
 
@@ -142,6 +145,94 @@ fn linux_reads_writes_flushes_and_discards_its_disk() {
     assert_eq!(shell.power_off(), ExitReason::GuestPowerOff);
 }
 
+/// The most that may have passed since `start`: as if the bucket was full then, and the last request `largest`.
+fn allowed(limits: &RateLimits, largest: u64, start: Instant) -> u64 {
+    let rate = limits.bytes_per_second.unwrap() as f64;
+    let saved = limits.bytes_burst.unwrap().max(largest);
+    saved + (start.elapsed().as_secs_f64() * rate).ceil() as u64
+}
+
+#[test]
+fn a_guest_gets_no_more_of_its_disk_than_the_limit_and_all_of_its_data() {
+    let (slow, free) = (volume(16 * MIB), volume(16 * MIB));
+    let limits = RateLimits {
+        bytes_per_second: Some(MIB),
+        bytes_burst: Some(MIB / 4),
+        operations_per_second: Some(2000),
+        ..RateLimits::default()
+    };
+    let Some(mut shell) = linux(|spec| {
+        spec.disks = vec![
+            disk("slow", &slow, false, ""),
+            disk("free", &free, false, ""),
+        ];
+        spec.disks[0].limits = limits;
+    }) else {
+        return;
+    };
+    shell.run("dd if=/dev/urandom of=/tmp/random bs=64k count=24 2>/dev/null");
+    // What Linux makes of what it writes is one large request, and of what it reads many small ones.
+    let write = "dd if=/tmp/random of=/dev/vda bs=64k conv=fsync 2>/dev/null";
+    let read = "echo 3 > /proc/sys/vm/drop_caches; dd if=/dev/vda of=/tmp/back bs=64k count=24 2>/dev/null";
+    for (what, command, largest) in [("write", write, 5 * MIB / 4), ("read", read, MIB / 4)] {
+        let counter = format!("disk.slow.{what}_bytes_total");
+        let before = shell.guest.metric(&counter);
+        let start = Instant::now();
+        shell.run(command);
+        let moved = shell.guest.metric(&counter) - before;
+        let allowed = allowed(&limits, largest, start);
+        assert!(moved >= 3 * MIB / 2, "{what}: {moved}");
+        assert!(moved <= allowed, "{what}: {moved} of {allowed}");
+    }
+    let sums = shell.run("md5sum < /tmp/random; md5sum < /tmp/back");
+    let (left, right) = sums.split_once('\n').unwrap();
+    assert_eq!(left, right);
+    assert!(shell.guest.metric("disk.slow.throttled_total") > 0);
+    shell.run("dd if=/tmp/random of=/dev/vdb bs=64k conv=fsync 2>/dev/null");
+    assert_eq!(shell.guest.metric("disk.free.throttled_total"), 0);
+    assert_eq!(shell.guest.metric("disk.slow.guest_errors_total"), 0);
+    // It ends while requests wait.
+    shell
+        .run("echo 3 > /proc/sys/vm/drop_caches; dd if=/dev/vda of=/dev/null bs=64k 2>/dev/null &");
+    assert_eq!(shell.power_off(), ExitReason::GuestPowerOff);
+}
+
+#[test]
+fn a_disk_of_large_blocks_is_one_to_the_guest() {
+    let file = volume(32 * MIB);
+    let Some(device) = loop_device(&file, 4096) else {
+        return;
+    };
+    let Some(mut shell) = linux(|spec| spec.disks = vec![disk("large", &device, false, "")]) else {
+        return;
+    };
+    assert_eq!(
+        shell.run("cd /sys/block/vda; cat size queue/logical_block_size queue/physical_block_size queue/minimum_io_size queue/discard_granularity"),
+        "65536\n4096\n4096\n4096\n4096"
+    );
+    shell.run(
+        "echo 'in the second block' | dd of=/dev/vda bs=4096 seek=1 conv=sync,fsync 2>/dev/null",
+    );
+    assert_eq!(
+        shell.run("echo 3 > /proc/sys/vm/drop_caches; dd if=/dev/vda bs=4096 skip=1 count=1 2>/dev/null | head -n 1"),
+        "in the second block"
+    );
+    let mut written = [0; 20];
+    device.read_exact_at(&mut written, 4096).unwrap();
+    assert_eq!(&written, b"in the second block\n");
+    shell.run("blkdiscard -o 4096 -l 8192 /dev/vda");
+    device.read_exact_at(&mut written, 4096).unwrap();
+    assert_eq!(written, [0; 20]);
+    for counter in ["refused_requests_total", "host_errors_total"] {
+        assert_eq!(
+            shell.guest.metric(&format!("disk.large.{counter}")),
+            0,
+            "{counter}"
+        );
+    }
+    assert_eq!(shell.power_off(), ExitReason::GuestPowerOff);
+}
+
 #[test]
 fn a_driver_can_let_go_of_a_disk_and_take_it_again() {
     let data = volume(MIB);
@@ -199,6 +290,8 @@ fn linux_talks_to_its_network_in_both_directions() {
             tap_fds: vec![tap.into_raw_fd()],
             mac,
             mtu: 1500,
+            receive_limits: RateLimits::default(),
+            transmit_limits: RateLimits::default(),
         }];
     }) else {
         return;
@@ -275,5 +368,74 @@ fn linux_talks_to_its_network_in_both_directions() {
             "{counter}"
         );
     }
+    assert_eq!(shell.power_off(), ExitReason::GuestPowerOff);
+}
+
+#[test]
+fn a_guest_sends_and_receives_no_more_than_the_limits() {
+    let Some(tap) = tap("lqx0", [10, 66, 0, 1]) else {
+        return;
+    };
+    const AMOUNT: usize = 512 << 10;
+    let limits = RateLimits {
+        bytes_per_second: Some(MIB / 4),
+        bytes_burst: Some(MIB / 16),
+        ..RateLimits::default()
+    };
+    let Some(mut shell) = linux(|spec| {
+        spec.nics = vec![NicConfig {
+            id: "lan".into(),
+            tap_fds: vec![tap.into_raw_fd()],
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1500,
+            receive_limits: limits,
+            transmit_limits: limits,
+        }];
+    }) else {
+        return;
+    };
+    let check = |shell: &mut Shell, direction, start| {
+        let counter = format!("nic.lan.{direction}_bytes_total");
+        let moved = shell.guest.metric(&counter);
+        // And what was there before: the kernel's greetings.
+        let allowed = allowed(&limits, 1 << 16, start) + (1 << 16);
+        assert!(moved >= AMOUNT as u64, "{direction}: {moved}");
+        assert!(moved <= allowed, "{direction}: {moved} of {allowed}");
+    };
+    shell.run("ip addr add 10.66.0.2/24 dev eth0; ip link set eth0 up");
+    let listener = TcpListener::bind("10.66.0.1:7000").unwrap();
+    let sink = thread::spawn(move || {
+        let mut received = Vec::new();
+        let (mut from, _) = listener.accept().unwrap();
+        from.read_to_end(&mut received).unwrap();
+        received
+    });
+    shell.run(&format!("yes 0123456789abcde | head -c {AMOUNT} > /lines"));
+    let start = Instant::now();
+    shell.run("nc 10.66.0.1 7000 -e cat /lines");
+    let received = sink.join().unwrap();
+    check(&mut shell, "sent", start);
+    assert_eq!(received.len(), AMOUNT);
+    assert!(received.chunks(16).all(|line| line == b"0123456789abcde\n"));
+
+    let listener = TcpListener::bind("10.66.0.1:7001").unwrap();
+    let start = Instant::now();
+    let source = thread::spawn(move || {
+        let lines = b"0123456789abcde\n".repeat(AMOUNT / 16);
+        listener.accept().unwrap().0.write_all(&lines).unwrap();
+    });
+    let sums = shell.run("nc 10.66.0.1 7001 < /dev/null | md5sum; md5sum < /lines");
+    check(&mut shell, "received", start);
+    source.join().unwrap();
+    let (left, right) = sums.split_once('\n').unwrap();
+    assert_eq!(left, right);
+
+    for direction in ["send", "receive"] {
+        let throttled = shell
+            .guest
+            .metric(&format!("nic.lan.{direction}_throttled_total"));
+        assert!(throttled > 0, "{direction}");
+    }
+    assert_eq!(shell.guest.metric("nic.lan.guest_errors_total"), 0);
     assert_eq!(shell.power_off(), ExitReason::GuestPowerOff);
 }

@@ -17,7 +17,7 @@ use std::process::{Command, Stdio};
 
 use guest::initramfs::{POWER_OFF, RESTART, one_shot};
 use guest::{Guest, Spec, kernels, kvm};
-use vmm::config::{DiskConfig, DiskFormat};
+use vmm::config::{DiskConfig, DiskFormat, RateLimits};
 use vmm::control::ExitReason;
 
 const MARKER: &str = "lqx-guest-is-up\n";
@@ -93,6 +93,7 @@ impl Media {
                 format: DiskFormat::Raw,
                 backing: vec![],
                 serial: String::new(),
+                limits: RateLimits::default(),
             }],
             rng: true,
             ..Spec::program(&[])

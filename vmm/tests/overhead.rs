@@ -17,7 +17,7 @@ use std::process::{Child, Command, Stdio};
 
 use guest::initramfs;
 use guest::{PATIENCE, file, kernels_with_modules, kvm};
-use vmm::config::{Boot, DiskConfig, DiskFormat, NicConfig, VmmConfig};
+use vmm::config::{Boot, DiskConfig, DiskFormat, NicConfig, RateLimits, VmmConfig};
 use vmm::control::{ExitReason, Status};
 
 const CHILD: &str = "LQX_OVERHEAD_CHILD";
@@ -189,12 +189,15 @@ fn a_machine_with_a_disk_and_a_nic_costs_little() {
             backing: vec![],
             read_only: false,
             serial: "one".into(),
+            limits: RateLimits::default(),
         }],
         nics: vec![NicConfig {
             id: "lan".into(),
             tap_fds: vec![inherited(tap)],
             mac: [2, 0, 0, 0, 0, 1],
             mtu: 1500,
+            receive_limits: RateLimits::default(),
+            transmit_limits: RateLimits::default(),
         }],
         rng: true,
         kvm_fd: inherited(kvm),

@@ -4,6 +4,7 @@ mod access;
 mod console;
 mod host;
 mod image;
+mod limits;
 mod network;
 mod task;
 mod vm;

@@ -6,7 +6,7 @@ use api::names::Ref;
 use api::vms::{BootSpec, DiskSpec, NicSpec, Vm, VmCreate};
 use serde_json::json;
 
-use super::{console, finish};
+use super::{console, finish, limits};
 use crate::failure::Failure;
 use crate::options::{self, Wait};
 use crate::output::{Output, word};
@@ -129,27 +129,35 @@ fn reference(text: &str) -> Result<Ref, Failure> {
         .map_err(|error| Failure::Usage(format!("`{text}`: {error}")))
 }
 
-/// `data` or `data:ro`.
+/// `data` or `data:ro`, and limits.
 fn disk(text: &str) -> Result<DiskSpec, Failure> {
+    let (limits, words) = limits::of_disk(text.split(','))?;
+    let [text] = words.as_slice() else {
+        return Err(Failure::Usage(format!("`{text}` is not one volume")));
+    };
     let (volume, read_only) = match text.strip_suffix(":ro") {
         Some(volume) => (volume, true),
-        None => (text, false),
+        None => (*text, false),
     };
     Ok(DiskSpec {
         volume: reference(volume)?,
         read_only,
+        limits,
     })
 }
 
-/// `lab` or `lab,02:00:00:00:00:01`.
+/// `lab` or `lab,02:00:00:00:00:01`, and limits.
 fn nic(text: &str) -> Result<NicSpec, Failure> {
-    let (network, mac) = match text.split_once(',') {
-        Some((network, mac)) => (network, Some(mac.to_owned())),
-        None => (text, None),
+    let (limits, words) = limits::of_nic(text.split(','))?;
+    let (network, mac) = match words.as_slice() {
+        [network] => (network, None),
+        [network, mac] => (network, Some((*mac).to_owned())),
+        _ => return Err(Failure::Usage(format!("`{text}` is not one network"))),
     };
     Ok(NicSpec {
         network: reference(network)?,
         mac,
+        limits,
     })
 }
 
@@ -186,13 +194,21 @@ fn show(vm: &Vm) -> String {
     ];
     for disk in &vm.disks {
         let mode = if disk.read_only { " (read-only)" } else { "" };
-        lines.push(format!("disk      {}{mode}", disk.volume));
+        let limits = limits::show("", &disk.limits);
+        lines.push(format!("disk      {}{mode}{limits}", disk.volume));
     }
     for nic in &vm.nics {
         let address = nic.address.as_deref().unwrap_or("no address yet");
+        let limits = [
+            ("receive.", nic.limits.receive),
+            ("transmit.", nic.limits.transmit),
+        ];
+        let limits = limits.map(|(prefix, limits)| limits::show(prefix, &limits));
         lines.push(format!(
-            "nic       {} on {}, {address}",
-            nic.mac, nic.network
+            "nic       {} on {}, {address}{}",
+            nic.mac,
+            nic.network,
+            limits.concat()
         ));
     }
     if let Some(exit) = &vm.last_exit {
@@ -218,6 +234,7 @@ fn show(vm: &Vm) -> String {
 mod tests {
     use api::condition::Condition;
     use api::ids::{HostId, ImageId, NetworkId, VmId, VolumeId};
+    use api::limits::{NicLimits, RateLimits};
     use api::units::{Mib, Millis};
     use api::vms::{Boot, Can, Disk, Nic, OnCrash, VmExit, VmIntent, VmPhase};
     use expect_test::expect;
@@ -240,11 +257,16 @@ mod tests {
             disks: vec![Disk {
                 volume: VolumeId(id),
                 read_only: true,
+                limits: RateLimits {
+                    operations_per_second: Some(500),
+                    ..RateLimits::default()
+                },
             }],
             nics: vec![Nic {
                 network: NetworkId(id),
                 mac: "02:00:00:00:00:01".to_owned(),
                 address: Some("10.77.0.2".to_owned()),
+                limits: NicLimits::default(),
             }],
             on_crash: OnCrash::Stay,
             autostart: false,
@@ -277,7 +299,7 @@ mod tests {
             id        00000000-0000-0000-0000-000000000007
             phase     failed (wanted: running)
             machine   q35-lqx-1, 2 vCPU, 256 MiB
-            disk      00000000-0000-0000-0000-000000000007 (read-only)
+            disk      00000000-0000-0000-0000-000000000007 (read-only), operations_per_second=500
             nic       02:00:00:00:00:01 on 00000000-0000-0000-0000-000000000007, 10.77.0.2
             last end  process_died
             condition process_died: Its process was killed. Start it again.
@@ -306,5 +328,13 @@ mod tests {
             Some("02:00:00:00:00:01")
         );
         assert_eq!(nic("lab").unwrap().mac, None);
+        let limited = disk("data:ro,operations_per_second=500").unwrap();
+        assert!(limited.read_only);
+        assert_eq!(limited.limits.operations_per_second, Some(500));
+        let limited = nic("lab,02:00:00:00:00:01,receive.bytes_per_second=1M").unwrap();
+        assert_eq!(limited.limits.receive.bytes_per_second, Some(1 << 20));
+        assert!(limited.mac.is_some());
+        assert_eq!(disk("data,other").unwrap_err().status(), 2);
+        assert_eq!(nic("lab,a,b").unwrap_err().status(), 2);
     }
 }

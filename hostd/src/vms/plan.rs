@@ -3,6 +3,7 @@
 use std::os::fd::RawFd;
 
 use api::ids::{ImageId, NetworkId, VmId, VolumeId};
+use api::limits::{NicLimits, RateLimits};
 use api::vms::Boot;
 use hostd_state::VmRecord;
 use vmm::config::{self, DiskConfig, DiskFormat, NicConfig, VmmConfig};
@@ -54,6 +55,8 @@ pub struct PlannedDisk {
     pub volume: VolumeId,
     /// The guest may not write.
     pub read_only: bool,
+    /// How much the guest may ask of it.
+    pub limits: RateLimits,
 }
 
 /// A NIC.
@@ -65,6 +68,8 @@ pub struct PlannedNic {
     pub mac: [u8; 6],
     /// The name of its tap on this host.
     pub tap: String,
+    /// How much it carries.
+    pub limits: NicLimits,
 }
 
 /// A record that can not be started. `apply` lets none through; this is the second lock.
@@ -95,6 +100,7 @@ pub fn plan(record: &VmRecord) -> Result<VmPlan, PlanError> {
             network: nic.network,
             mac,
             tap: tap_name(record.id, index),
+            limits: nic.limits,
         })
     });
     Ok(VmPlan {
@@ -109,6 +115,7 @@ pub fn plan(record: &VmRecord) -> Result<VmPlan, PlanError> {
             .map(|disk| PlannedDisk {
                 volume: disk.volume,
                 read_only: disk.read_only,
+                limits: disk.limits,
             })
             .collect(),
         nics: nics.collect::<Result<_, PlanError>>()?,
@@ -202,6 +209,7 @@ impl VmPlan {
                     backing: vec![],
                     read_only: disk.read_only,
                     serial: disk_serial(disk.volume),
+                    limits: limits(&disk.limits),
                 })
                 .collect(),
             nics: nics
@@ -210,6 +218,8 @@ impl VmPlan {
                     tap_fds: vec![*fd],
                     mac: nic.mac,
                     mtu: MTU,
+                    receive_limits: limits(&nic.limits.receive),
+                    transmit_limits: limits(&nic.limits.transmit),
                 })
                 .collect(),
             rng: true,
@@ -218,6 +228,15 @@ impl VmPlan {
             serial_fd: fds.serial,
             status_fd: fds.status,
         }
+    }
+}
+
+fn limits(limits: &RateLimits) -> config::RateLimits {
+    config::RateLimits {
+        bytes_per_second: limits.bytes_per_second,
+        bytes_burst: limits.bytes_burst,
+        operations_per_second: limits.operations_per_second,
+        operations_burst: limits.operations_burst,
     }
 }
 
@@ -247,6 +266,65 @@ mod tests {
             "+2:00:5e:10:00:ff",
         ] {
             assert_eq!(parse_mac(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn limits_reach_the_vm_process() {
+        let limits = |value| RateLimits {
+            bytes_per_second: Some(value),
+            bytes_burst: Some(value + 1),
+            operations_per_second: Some(value + 2),
+            operations_burst: Some(value + 3),
+        };
+        let plan = VmPlan {
+            vm: VmId::mint(),
+            generation: 1,
+            name: "web".into(),
+            memory_mib: 64,
+            vcpus: 1,
+            boot: PlannedBoot::Firmware,
+            cmdline: String::new(),
+            disks: vec![PlannedDisk {
+                volume: VolumeId::mint(),
+                read_only: false,
+                limits: limits(10),
+            }],
+            nics: vec![PlannedNic {
+                network: NetworkId::mint(),
+                mac: [2, 0, 0, 0, 0, 1],
+                tap: "t".into(),
+                limits: NicLimits {
+                    receive: limits(20),
+                    transmit: limits(30),
+                },
+            }],
+        };
+        let config = plan.config(&Numbers {
+            kvm: 3,
+            control: 4,
+            serial: 5,
+            status: 6,
+            boot: BootNumbers::Firmware {
+                code: 7,
+                variables: 8,
+            },
+            disks: vec![9],
+            taps: vec![10],
+        });
+        let (disk, nic) = (&config.disks[0], &config.nics[0]);
+        for (limits, value) in [
+            (disk.limits, 10),
+            (nic.receive_limits, 20),
+            (nic.transmit_limits, 30),
+        ] {
+            let numbers = [
+                limits.bytes_per_second,
+                limits.bytes_burst,
+                limits.operations_per_second,
+                limits.operations_burst,
+            ];
+            assert_eq!(numbers, [0, 1, 2, 3].map(|more| Some(value + more)));
         }
     }
 

@@ -90,6 +90,29 @@ fn entries_of_an_older_log_still_mean_the_same() {
     assert_eq!(serde_json::to_string(&read).unwrap(), observed);
 }
 
+/// A field that came within the format: its absence is in the fixture, its presence comes back.
+#[test]
+fn limits_come_back() {
+    let mut world = World::furnished();
+    world.volume(ROOT, "root");
+    let limits = api::limits::RateLimits {
+        bytes_per_second: Some(api::limits::LIMIT_MAX),
+        ..Default::default()
+    };
+    let mut root = disk("root");
+    root.limits = limits;
+    let mut lan = nic("lan");
+    lan.limits.receive = limits;
+    let mut spec = vm_spec("web", 256);
+    (spec.disks, spec.nics) = (vec![root], vec![lan]);
+    world.ok(create(WEB, spec));
+    let bytes = snapshot::encode(&world.state).unwrap();
+    assert!(snapshot::decode(&bytes).unwrap() == world.state);
+    let vm = world.vm(WEB);
+    assert_eq!(vm.disks[0].limits, limits);
+    assert_eq!(vm.nics[0].limits.receive, limits);
+}
+
 #[test]
 fn a_damaged_snapshot_is_refused() {
     let good = snapshot::encode(&full()).unwrap();

@@ -4,6 +4,7 @@ mod common;
 
 use api::ids::*;
 use api::images::ImageKind;
+use api::limits::{NicLimits, RateLimits};
 use api::names::Ref;
 use api::networks::{NetworkCreate, NetworkKind};
 use api::units::{Mib, Millis};
@@ -44,7 +45,37 @@ fn what_a_vm_may_not_be() {
         mac: Some(mac.into()),
         ..nic("lan")
     };
+    let rate = |rate| RateLimits {
+        operations_per_second: rate,
+        operations_burst: Some(7),
+        ..RateLimits::default()
+    };
     let table: Vec<(Command, Expect)> = vec![
+        (
+            with(&|s| {
+                s.disks = vec![DiskSpec {
+                    limits: rate(None),
+                    ..disk("root")
+                }]
+            }),
+            expect![
+                "invalid: the limits of volume `root`: operations_burst needs operations_per_second | leave out what is not to be limited"
+            ],
+        ),
+        (
+            with(&|s| {
+                s.nics = vec![NicSpec {
+                    limits: NicLimits {
+                        transmit: rate(Some(0)),
+                        ..NicLimits::default()
+                    },
+                    ..nic("lan")
+                }]
+            }),
+            expect![
+                "invalid: the limits of NIC 0, transmit: operations_per_second is 0; it must be between 1 and 1125899906842624, or absent | leave out what is not to be limited"
+            ],
+        ),
         (
             with(&|s| s.name = name("web")),
             expect![

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use api::client::Client;
 use api::images::{Image, ImageCreate, ImageFormat, ImageKind, ImagePhase};
+use api::limits::{NicLimits, RateLimits};
 use api::system::{AddressMode, Mode, NetworkSettings, PowerAction, PowerRequest};
 use api::tasks::TaskPhase;
 use api::vms::{BootSpec, DiskSpec, NicSpec, OnCrash, VmCreate, VmPhase};
@@ -106,14 +107,28 @@ async fn from_an_image_to_a_running_vm_and_back_to_nothing() {
     spec.disks.push(DiskSpec {
         volume: "root".parse().unwrap(),
         read_only: false,
+        limits: RateLimits {
+            bytes_per_second: Some(1 << 20),
+            bytes_burst: Some(1 << 24),
+            ..RateLimits::default()
+        },
     });
     spec.nics.push(NicSpec {
         network: "lan".parse().unwrap(),
         mac: None,
+        limits: NicLimits {
+            transmit: RateLimits {
+                operations_per_second: Some(1000),
+                ..RateLimits::default()
+            },
+            ..NicLimits::default()
+        },
     });
     let vm = admin.vm_create(&spec).await.unwrap();
     assert_eq!(vm.phase, VmPhase::Stopped);
     assert!(vm.nics[0].mac.starts_with("52:4c:51:"));
+    assert_eq!(vm.disks[0].limits.bytes_burst, Some(1 << 24));
+    assert_eq!(vm.nics[0].limits.transmit.operations_per_second, Some(1000));
     assert_eq!(vm.nics[0].address.as_deref(), Some("10.77.0.9"));
     assert_eq!(
         admin.volume_get("root").await.unwrap().attached_to,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::config::RateLimits;
 use crate::devices::virtio::VirtioPci;
 use crate::devices::virtio::block::stepping as block;
 use crate::devices::virtio::harness::{DriverRing, INDIRECT, NEXT, Recorder, WRITE, memory};
@@ -241,6 +242,19 @@ fn offer_frame(input: &mut Input<'_>, ring: &mut DriverRing, writable: bool) {
     offer(input, ring, &buffers);
 }
 
+/// Limits that are met now and then, or none.
+fn limits(limited: bool) -> RateLimits {
+    match limited {
+        true => RateLimits {
+            bytes_per_second: Some(40_000),
+            bytes_burst: Some(8192),
+            operations_per_second: Some(20),
+            operations_burst: Some(4),
+        },
+        false => RateLimits::default(),
+    }
+}
+
 /// Requests of any shape to a disk.
 pub(super) fn block_queue(data: &[u8]) {
     block_queue_outcome(data);
@@ -251,13 +265,16 @@ pub(super) fn block_queue_outcome(data: &[u8]) -> (bool, u64, u64) {
     let mut input = Input(data);
     let mut ring = DriverRing::new(memory(), 8 << (input.u8() % 4));
     let mode = input.u8();
-    let mut disk = block::Stepped::new(&ring, mode & 1 != 0);
+    let block = if mode & 0xf8 == 0xf8 { 4096 } else { 512 };
+    let limits = limits(mode & 8 != 0);
+    let mut disk = block::Stepped::new(&ring, mode & 1 != 0, block, &limits);
     disk.script(mode & 2 != 0, mode & 4 != 0);
     let mut broken = false;
     while !input.is_empty() && !broken {
         for _ in 0..=input.u8() % 4 {
             ask_disk(&mut input, &mut ring);
         }
+        disk.pass(u64::from(input.u8()) * 1_000_000);
         broken = disk.turn().is_err();
     }
     disk.finish();
@@ -289,7 +306,9 @@ pub(super) fn net_queue_outcome(data: &[u8]) -> (bool, u64, u64) {
     let mem = memory();
     let mut rx = DriverRing::numbered(mem.clone(), 4 << (input.u8() % 4), 0);
     let mut tx = DriverRing::numbered(mem, 4 << (input.u8() % 4), 1);
-    let mut nic = net::Stepped::new(&rx, &tx, input.u8() % 2 == 0);
+    let mode = input.u8();
+    let limits = limits(mode & 8 != 0);
+    let mut nic = net::Stepped::new(&rx, &tx, mode.is_multiple_of(2), [&limits; 2]);
     let mut broken = false;
     while !input.is_empty() && !broken {
         for _ in 0..input.u8() % 8 {
@@ -301,6 +320,7 @@ pub(super) fn net_queue_outcome(data: &[u8]) -> (bool, u64, u64) {
         for _ in 0..input.u8() % 4 {
             nic.arrive(12 + usize::from(input.u16()) % 4000);
         }
+        nic.pass(u64::from(input.u8()) * 1_000_000);
         broken = nic.turn().is_err();
     }
     assert!(nic.sent_frames_are_frames());

@@ -5,6 +5,7 @@
 
 pub mod code;
 pub mod initramfs;
+pub mod loop_device;
 pub mod shell;
 pub mod tap;
 

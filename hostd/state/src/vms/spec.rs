@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use api::ErrorCode;
 use api::ids::{HostId, VmId};
 use api::images::{ImageKind, ImagePhase};
+use api::limits::RateLimits;
 use api::names::Ref;
 use api::networks::NetworkPhase;
 use api::units::{Mib, Millis};
@@ -240,9 +241,11 @@ fn disks(state: &State, host: HostId, vm: VmId, specs: &[DiskSpec]) -> Result<Ve
                 ));
             }
         }
+        check_limits(&format!("volume `{name}`"), &spec.limits)?;
         let disk = Disk {
             volume: volume.id,
             read_only: spec.read_only,
+            limits: spec.limits,
         };
         if let Some(other) = rival(state, vm, &disk) {
             return Err(Refused::in_use(
@@ -296,13 +299,25 @@ fn nics(state: &State, vm: VmId, specs: &[NicSpec], macs: &[String]) -> Result<V
                 "choose another, or none and get one",
             ));
         }
+        check_limits(&format!("NIC {at}, receive"), &spec.limits.receive)?;
+        check_limits(&format!("NIC {at}, transmit"), &spec.limits.transmit)?;
         nics.push(Nic {
             network: network.id,
             mac,
             address: None,
+            limits: spec.limits,
         });
     }
     Ok(nics)
+}
+
+fn check_limits(what: &str, limits: &RateLimits) -> Result<(), Refused> {
+    limits.fault().map_or(Ok(()), |fault| {
+        Err(Refused::invalid(
+            format!("the limits of {what}: {fault}"),
+            "leave out what is not to be limited",
+        ))
+    })
 }
 
 /// A unicast MAC address, in lower case.

@@ -2,6 +2,7 @@
 
 use api::ids::*;
 use api::images::{ImageFormat, ImageKind};
+use api::limits::{NicLimits, RateLimits};
 use api::names::Ref;
 use api::networks::{NetworkCreate, NetworkKind};
 use api::units::{Mib, Millis, Percent};
@@ -90,15 +91,37 @@ fn boot() -> impl Strategy<Value = BootSpec> + Clone {
     prop_oneof![4 => kernel, 1 => Just(BootSpec::Firmware {})]
 }
 
+/// Mostly none; some that are refused.
+fn limits() -> impl Strategy<Value = RateLimits> + Clone {
+    let number = || prop::option::of(0..3_u64);
+    let some = (number(), number()).prop_map(|(rate, burst)| RateLimits {
+        operations_per_second: rate,
+        operations_burst: burst,
+        ..RateLimits::default()
+    });
+    prop_oneof![6 => Just(RateLimits::default()), 1 => some]
+}
+
 fn disks() -> impl Strategy<Value = Vec<DiskSpec>> + Clone {
     let disk =
-        (refs(2), any::<bool>()).prop_map(|(volume, read_only)| DiskSpec { volume, read_only });
+        (refs(2), any::<bool>(), limits()).prop_map(|(volume, read_only, limits)| DiskSpec {
+            volume,
+            read_only,
+            limits,
+        });
     prop::collection::vec(disk, 0..3)
 }
 
 fn nics() -> impl Strategy<Value = Vec<NicSpec>> + Clone {
     let mac = prop::option::weighted(0.1, Just("52:54:00:00:00:01".to_owned()));
-    let nic = (refs(4), mac).prop_map(|(network, mac)| NicSpec { network, mac });
+    let nic = (refs(4), mac, limits()).prop_map(|(network, mac, receive)| NicSpec {
+        network,
+        mac,
+        limits: NicLimits {
+            receive,
+            ..NicLimits::default()
+        },
+    });
     prop::collection::vec(nic, 0..3)
 }
 
@@ -382,6 +405,7 @@ pub fn sequence() -> impl Strategy<Value = Vec<(Meta, Command)>> {
                 disks: vec![DiskSpec {
                     volume: Ref::Id(root.0),
                     read_only: false,
+                    limits: RateLimits::default(),
                 }],
                 ..plain("a")
             },

@@ -301,6 +301,7 @@ pub fn disk(text: &str) -> DiskSpec {
     DiskSpec {
         volume: by_name(text),
         read_only: false,
+        limits: Default::default(),
     }
 }
 
@@ -308,6 +309,7 @@ pub fn nic(text: &str) -> NicSpec {
     NicSpec {
         network: by_name(text),
         mac: None,
+        limits: Default::default(),
     }
 }
 

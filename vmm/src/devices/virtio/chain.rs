@@ -49,6 +49,11 @@ pub fn pop<'m>(
     Ok(available.next())
 }
 
+/// Leaves the chain that was taken last in the ring after all: it is the next one again.
+pub fn put_back(queue: &mut Queue) {
+    queue.set_next_avail(queue.next_avail().wrapping_sub(1));
+}
+
 /// Gives a chain back to the driver, with the number of bytes written to it.
 pub fn push_used(
     queue: &mut Queue,

@@ -17,6 +17,7 @@ pub mod net;
 
 pub mod chain;
 pub mod fault;
+pub mod throttle;
 pub mod wait;
 pub mod worker;
 
@@ -94,6 +95,7 @@ pub fn block(
         serial: config.serial.clone(),
         access,
         queues: 1,
+        limits: config.limits,
     };
     let device = block::Block::new(&wanted, backend)
         .map_err(|source| CreateDeviceError::Worker { id, source })?;
@@ -118,6 +120,8 @@ pub fn net(
         id: id.clone(),
         mac: config.mac,
         mtu: config.mtu,
+        receive_limits: config.receive_limits,
+        transmit_limits: config.transmit_limits,
     };
     let device = net::Net::new(&wanted, backends)
         .map_err(|source| CreateDeviceError::Worker { id, source })?;

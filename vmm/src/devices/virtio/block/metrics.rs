@@ -14,8 +14,10 @@ pub struct BlockCounters {
     pub(super) discards: Counter,
     /// The host could not do it.
     pub(super) errors: Counter,
-    /// The guest must not ask for it: beyond the end, or writing to a read-only disk.
+    /// The guest must not ask for it: beyond the end, parts of blocks, or writing to a read-only disk.
     pub(super) refused: Counter,
+    /// Requests that had to wait for the rate limit.
+    pub(super) throttled: Counter,
     pub(super) faults: FaultLog,
 }
 
@@ -31,6 +33,7 @@ impl BlockCounters {
             discards: Counter::default(),
             errors: Counter::default(),
             refused: Counter::default(),
+            throttled: Counter::default(),
             faults: FaultLog::new(format!("disk {id}")),
         }
     }
@@ -48,6 +51,7 @@ impl BlockCounters {
             ("discards_total", self.discards.clone()),
             ("host_errors_total", self.errors.clone()),
             ("refused_requests_total", self.refused.clone()),
+            ("throttled_total", self.throttled.clone()),
             ("guest_errors_total", self.faults.total().clone()),
         ]
     }

@@ -15,4 +15,7 @@ pub(crate) mod stepping;
 #[cfg(test)]
 mod tests;
 
+#[cfg(test)]
+mod limit_tests;
+
 pub use device::{Block, BlockConfig};

@@ -62,10 +62,12 @@ pub struct Request {
 /// What a request is checked against.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// The disk's size in bytes, a multiple of [`SECTOR`].
+    /// The disk's size in bytes, a multiple of `block`.
     pub size: u64,
     /// What the guest may do.
     pub access: Access,
+    /// Requests are for multiples of this many bytes; itself a multiple of [`SECTOR`].
+    pub block: u64,
 }
 
 /// Understands a chain, and leaves only data in `buffers`. A chain without header or status cannot even be refused.
@@ -141,11 +143,12 @@ impl Limits {
         }
     }
 
-    /// The byte offset of `sector`, if `len` bytes from there are whole sectors of the disk.
+    /// The byte offset of `sector`, if `len` bytes from there are whole blocks of the disk.
     fn range(&self, sector: u64, len: u64) -> Result<u64, Status> {
         let offset = sector.checked_mul(SECTOR).ok_or(Status::IoError)?;
         let end = offset.checked_add(len).ok_or(Status::IoError)?;
-        if !len.is_multiple_of(SECTOR) || end > self.size {
+        let whole = offset.is_multiple_of(self.block) && len.is_multiple_of(self.block);
+        if !whole || end > self.size {
             Err(Status::IoError)
         } else {
             Ok(offset)
@@ -162,10 +165,12 @@ mod tests {
     const DISK: Limits = Limits {
         size: 100 * SECTOR,
         access: Access::ReadWrite,
+        block: SECTOR,
     };
     const READ_ONLY: Limits = Limits {
         size: 100 * SECTOR,
         access: Access::ReadOnly,
+        block: SECTOR,
     };
 
     /// A request in three buffers: header, `out` bytes to read, `inward` bytes to write, the last one being the status.
@@ -278,6 +283,30 @@ mod tests {
         );
         assert_eq!(action(DISCARD, 0, &[0; 32], 1, &DISK), Err(Status::IoError));
         assert_eq!(action(DISCARD, 0, &[0; 15], 1, &DISK), Err(Status::IoError));
+    }
+
+    #[test]
+    fn parts_of_blocks_are_refused() {
+        let disk = Limits {
+            size: 96 * SECTOR,
+            block: 4096,
+            ..DISK
+        };
+        let read = |sector, len: u32| action(IN, sector, &[], len + 1, &disk);
+        assert_eq!(
+            read(8, 8192),
+            Ok(Action::Disk(DiskOp::Read { offset: 4096 }))
+        );
+        for (sector, len) in [(1, 4096), (8, 512), (8, 4096 + 512), (96, 4096)] {
+            assert_eq!(read(sector, len), Err(Status::IoError), "{len} at {sector}");
+        }
+        let out = |kind, sector, data: &[u8]| action(kind, sector, data, 1, &disk);
+        assert_eq!(out(OUT, 4, &[0; 4096]), Err(Status::IoError));
+        for kind in [DISCARD, WRITE_ZEROES] {
+            assert!(out(kind, 0, &range(8, 16, 0)).is_ok());
+            assert_eq!(out(kind, 0, &range(8, 1, 0)), Err(Status::IoError));
+            assert_eq!(out(kind, 0, &range(1, 8, 0)), Err(Status::IoError));
+        }
     }
 
     #[test]

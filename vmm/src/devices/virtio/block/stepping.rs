@@ -1,16 +1,20 @@
 //! A disk whose worker takes its turns when a test says so, over a disk in memory.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::metrics::BlockCounters;
 use super::request::Limits;
 use super::worker::BlockWorker;
+use crate::config::RateLimits;
 use crate::devices::virtio::chain::BrokenQueue;
 use crate::devices::virtio::device::{Activation, ActiveQueue};
 use crate::devices::virtio::harness::{DriverRing, activation, interrupt};
+use crate::devices::virtio::throttle::Throttle;
 use crate::disk::Access;
 use crate::disk::fake::{FakeDisk, Script};
 use crate::memory::GuestMemory;
+use crate::rate_limit::Clock;
 
 /// Sectors of the disk.
 pub(crate) const SECTORS: u64 = 64;
@@ -20,11 +24,13 @@ pub(crate) struct Stepped {
     pub(crate) script: Arc<Mutex<Script>>,
     pub(crate) queues: Vec<ActiveQueue>,
     counters: Arc<BlockCounters>,
+    clock: Arc<AtomicU64>,
     mem: Arc<GuestMemory>,
 }
 
 impl Stepped {
-    pub(crate) fn new(ring: &DriverRing, read_only: bool) -> Self {
+    /// With blocks of this size, and limits by a clock that stands still until [`Self::pass`].
+    pub(crate) fn new(ring: &DriverRing, read_only: bool, block: u64, limits: &RateLimits) -> Self {
         let (disk, script) = FakeDisk::new(SECTORS as usize * 512);
         let counters = Arc::new(BlockCounters::new("test"));
         let access = if read_only {
@@ -32,13 +38,18 @@ impl Stepped {
         } else {
             Access::ReadWrite
         };
+        let clock = Arc::new(AtomicU64::new(0));
+        let hand = Clock::Hand(clock.clone());
+        let throttle = Throttle::new(limits, hand, counters.throttled.clone()).unwrap();
         let limits = Limits {
             size: SECTORS * 512,
             access,
+            block,
         };
         let mut worker = BlockWorker::new(
             Box::new(disk),
             limits,
+            throttle,
             *b"serial-of-the-disk!!",
             counters.clone(),
         );
@@ -49,6 +60,7 @@ impl Stepped {
             script,
             queues,
             counters,
+            clock,
             mem: ring.mem.clone(),
         }
     }
@@ -67,6 +79,18 @@ impl Stepped {
 
     pub(crate) fn turn(&mut self) -> Result<(), BrokenQueue> {
         self.worker.turn(&mut self.queues, &self.mem, &interrupt(2))
+    }
+
+    /// Time passes, and the timer rings if it is due.
+    pub(crate) fn pass(&mut self, nanoseconds: u64) {
+        self.clock.fetch_add(nanoseconds, Ordering::Relaxed);
+        self.worker.throttle().ring();
+    }
+
+    /// As after a stop and a start of the device.
+    pub(crate) fn restart(&mut self) {
+        self.finish();
+        self.worker.prepare(&self.queues);
     }
 
     pub(crate) fn finish(&mut self) {

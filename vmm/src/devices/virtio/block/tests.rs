@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::device::{Block, BlockConfig};
 use super::stepping::Stepped;
+use crate::config::RateLimits;
 use crate::devices::virtio::chain::BrokenQueue;
 use crate::devices::virtio::device::{VirtioDevice, feature};
 use crate::devices::virtio::harness::{DriverRing, NEXT, WRITE, activation, counter, memory};
@@ -11,36 +12,40 @@ use crate::disk::qcow2::Format;
 use crate::disk::qcow2::crash::empty_image;
 use crate::disk::{Access, DiskOp, open, open_as};
 
-const IN: u32 = 0;
-const OUT: u32 = 1;
-const FLUSH: u32 = 4;
+pub(super) const IN: u32 = 0;
+pub(super) const OUT: u32 = 1;
+pub(super) const FLUSH: u32 = 4;
 const GET_ID: u32 = 8;
 const DISCARD: u32 = 11;
 const WRITE_ZEROES: u32 = 13;
 
-const HEADER: u64 = 0x8000;
-const DATA: u64 = 0x10000;
-const STATUS: u64 = 0xf000;
+pub(super) const HEADER: u64 = 0x8000;
+pub(super) const DATA: u64 = 0x10000;
+pub(super) const STATUS: u64 = 0xf000;
 
 /// A driver that asks for one thing after the other.
-struct Bench {
-    disk: Stepped,
-    ring: DriverRing,
+pub(super) struct Bench {
+    pub(super) disk: Stepped,
+    pub(super) ring: DriverRing,
     next: u16,
 }
 
 impl Bench {
     fn new() -> Self {
+        Self::limited(512, &RateLimits::default())
+    }
+
+    pub(super) fn limited(block: u64, limits: &RateLimits) -> Self {
         let ring = DriverRing::new(memory(), 64);
         Self {
-            disk: Stepped::new(&ring, false),
+            disk: Stepped::new(&ring, false, block, limits),
             ring,
             next: 0,
         }
     }
 
     /// A request in the next three descriptors; the one that carries data may be left out.
-    fn ask(&mut self, kind: u32, sector: u64, len: u32) -> u16 {
+    pub(super) fn ask(&mut self, kind: u32, sector: u64, len: u32) -> u16 {
         let head = self.next;
         self.next += 3;
         let header_at = HEADER + 16 * u64::from(head);
@@ -70,12 +75,12 @@ impl Bench {
         head
     }
 
-    fn turn(&mut self) -> Result<(), BrokenQueue> {
+    pub(super) fn turn(&mut self) -> Result<(), BrokenQueue> {
         self.disk.turn()
     }
 
     /// Turns twice, so that what was begun in the first is answered in the second, and gives the statuses.
-    fn answers(&mut self) -> Vec<(u32, u32, u8)> {
+    pub(super) fn answers(&mut self) -> Vec<(u32, u32, u8)> {
         self.turn().unwrap();
         self.turn().unwrap();
         let used = self.ring.take_used();
@@ -258,7 +263,7 @@ fn queues_share_the_worker_and_answer_each_in_its_own() {
     assert_eq!(bench.disk.counter("flushes_total"), 2);
 }
 
-fn until(mut condition: impl FnMut() -> bool) {
+pub(super) fn until(mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !condition() {
         assert!(Instant::now() < deadline, "waited in vain");
@@ -276,6 +281,7 @@ fn the_whole_device_writes_to_a_file_and_stops_with_its_queues() {
         serial: "s1".into(),
         access: Access::ReadWrite,
         queues: 1,
+        limits: RateLimits::default(),
     };
     let mut disk = Block::new(&config, backend).unwrap();
     let mut capacity = [0; 8];
@@ -332,6 +338,7 @@ fn the_whole_device_writes_to_an_image_over_another_one() {
         serial: "s1".into(),
         access: Access::ReadWrite,
         queues: 1,
+        limits: RateLimits::default(),
     };
     let mut disk = Block::new(&config, backend).unwrap();
     let mut ring = DriverRing::new(memory(), 16);
@@ -393,6 +400,7 @@ fn a_broken_queue_leaves_the_device_failed_until_it_is_reset() {
         serial: String::new(),
         access: Access::ReadOnly,
         queues: 1,
+        limits: RateLimits::default(),
     };
     let mut disk = Block::new(&config, open(file.into(), Access::ReadOnly).unwrap()).unwrap();
     assert_ne!(disk.features() & 1 << 5, 0, "VIRTIO_BLK_F_RO");

@@ -17,6 +17,7 @@ use super::metrics::BlockCounters;
 use super::request::{self, Action, Limits, SERIAL_LEN, Status};
 use crate::devices::virtio::chain::{self, BrokenQueue, Buffers};
 use crate::devices::virtio::device::{Activation, ActiveQueue, VirtioInterrupt};
+use crate::devices::virtio::throttle::Throttle;
 use crate::devices::virtio::wait::{Trigger, Waiter};
 use crate::devices::virtio::worker::{QueueWorker, ServeError, idle_until};
 use crate::disk::{DiskBackend, DiskOp, IoVec};
@@ -53,6 +54,9 @@ const EMPTY: Slot = Slot {
 pub(super) struct BlockWorker {
     backend: Box<dyn DiskBackend>,
     limits: Limits,
+    throttle: Throttle,
+    /// The queue whose turn it is.
+    next: usize,
     serial: [u8; SERIAL_LEN],
     counters: Arc<BlockCounters>,
     slots: Vec<Slot>,
@@ -68,12 +72,15 @@ impl BlockWorker {
     pub(super) fn new(
         backend: Box<dyn DiskBackend>,
         limits: Limits,
+        throttle: Throttle,
         serial: [u8; SERIAL_LEN],
         counters: Arc<BlockCounters>,
     ) -> Self {
         Self {
             backend,
             limits,
+            throttle,
+            next: 0,
             serial,
             counters,
             slots: Vec::new(),
@@ -87,6 +94,7 @@ impl BlockWorker {
 
 const STOP: u64 = u64::MAX;
 const DONE: u64 = u64::MAX - 1;
+const LIMIT: u64 = u64::MAX - 2;
 
 impl QueueWorker for BlockWorker {
     fn run(&mut self, mut activation: Activation, stop: &EventFd) -> Vec<ActiveQueue> {
@@ -112,12 +120,14 @@ impl BlockWorker {
         self.slots.resize_with(count, || EMPTY);
         self.free.clear();
         self.free.extend(0..count);
+        self.throttle.woken();
     }
 
     fn serve(&mut self, activation: &mut Activation, stop: &EventFd) -> Result<(), ServeError> {
         let mut waiter = Waiter::new()?;
         waiter.add(stop, STOP, Trigger::Level)?;
         waiter.add(self.backend.completion_event(), DONE, Trigger::Level)?;
+        self.throttle.watch(&waiter, LIMIT)?;
         for (at, active) in (0..).zip(&activation.queues) {
             waiter.add(&*active.kick, at, Trigger::Level)?;
         }
@@ -133,6 +143,7 @@ impl BlockWorker {
                 match token {
                     STOP => stopping = true,
                     DONE => drop(self.backend.completion_event().read()),
+                    LIMIT => self.throttle.woken(),
                     at => {
                         if let Some(active) = activation.queues.get(at as usize) {
                             // Empty if the doorbell of another queue woke us in between.
@@ -156,9 +167,7 @@ impl BlockWorker {
         interrupt: &VirtioInterrupt,
     ) -> Result<(), BrokenQueue> {
         self.complete(queues, mem)?;
-        for (at, active) in queues.iter_mut().enumerate() {
-            self.take_requests(at, active, mem)?;
-        }
+        self.take_all(queues, mem)?;
         // A ring that refuses everything (out of memory) is asked again at the next turn.
         let _ = self.backend.commit();
         for active in queues {
@@ -170,23 +179,64 @@ impl BlockWorker {
         Ok(())
     }
 
+    /// Takes what is in the queues. Where they share a limit it is one request of each in turn, beginning with the one
+    /// that had to wait: none uses up what is for all.
+    fn take_all(
+        &mut self,
+        queues: &mut [ActiveQueue],
+        mem: &GuestMemory,
+    ) -> Result<(), BrokenQueue> {
+        let count = queues.len();
+        let most = match self.throttle.is_limited() && count > 1 {
+            true => 1,
+            false => usize::MAX,
+        };
+        let mut more = true;
+        while more {
+            more = false;
+            for _ in 0..count {
+                if self.throttle.is_waiting() {
+                    return Ok(());
+                }
+                let at = self.next % count;
+                if let Some(active) = queues.get_mut(at) {
+                    more |= self.take_requests(at, active, mem, most)?;
+                }
+                if !self.throttle.is_waiting() {
+                    self.next = at + 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes up to so many requests; true if there may be more.
     fn take_requests(
         &mut self,
         at: usize,
         active: &mut ActiveQueue,
         mem: &GuestMemory,
-    ) -> Result<(), BrokenQueue> {
+        mut most: usize,
+    ) -> Result<bool, BrokenQueue> {
         let queue = &mut active.queue;
         loop {
             chain::hush(queue, mem)?;
             // Without a free slot the next completion brings us back here.
             while !self.free.is_empty() {
+                if most == 0 {
+                    return Ok(true);
+                }
+                most -= 1;
                 let Some(chain) = chain::pop(queue, mem)? else {
                     break;
                 };
                 let head = chain.head_index();
                 self.parts.gather(chain, mem, SEGMENTS_MAX)?;
                 let request = request::parse(&mut self.parts, mem, &self.limits)?;
+                if !self.throttle.admits(self.data_len(request.action)) {
+                    chain::put_back(queue);
+                    return Ok(false);
+                }
                 let (status, written) = match request.action {
                     Ok(Action::Disk(op)) => {
                         match self.begin(at, head, request.status_at, op, mem) {
@@ -207,8 +257,17 @@ impl BlockWorker {
                 answer(queue, mem, head, request.status_at, status, written)?;
             }
             if self.free.is_empty() || !chain::listen(queue, mem)? {
-                return Ok(());
+                return Ok(false);
             }
+        }
+    }
+
+    /// How many bytes a request moves. What frees or zeroes a range moves none.
+    fn data_len(&self, action: Result<Action, Status>) -> u64 {
+        match action {
+            Ok(Action::Disk(DiskOp::Read { .. })) => self.parts.writable.len(),
+            Ok(Action::Disk(DiskOp::Write { .. })) => self.parts.readable.len(),
+            _ => 0,
         }
     }
 
@@ -369,6 +428,10 @@ impl BlockWorker {
 impl BlockWorker {
     pub(super) fn in_flight(&self) -> usize {
         self.slots.len() - self.free.len()
+    }
+
+    pub(super) fn throttle(&mut self) -> &mut Throttle {
+        &mut self.throttle
     }
 }
 

@@ -6,12 +6,15 @@ use std::sync::Arc;
 use super::control::Pairs;
 use super::metrics::NetCounters;
 use super::worker::NetWorker;
+use crate::config::RateLimits;
 use crate::devices::virtio::device::{
     ActivateError, Activation, ActiveQueue, DeviceKind, VirtioDevice, feature, read_config_bytes,
 };
+use crate::devices::virtio::throttle::Throttle;
 use crate::devices::virtio::worker::Worker;
 use crate::metrics::Counter;
 use crate::net::{NetBackend, Offloads};
+use crate::rate_limit::Clock;
 
 /// Frames the driver can have queued, in each direction.
 const QUEUE_SIZE: u16 = 256;
@@ -46,6 +49,10 @@ pub struct NetConfig {
     pub mac: [u8; 6],
     /// Largest payload of a frame in bytes; zero says nothing about it.
     pub mtu: u16,
+    /// How much it receives.
+    pub receive_limits: RateLimits,
+    /// How much it sends.
+    pub transmit_limits: RateLimits,
 }
 
 /// A virtio NIC.
@@ -69,11 +76,18 @@ impl Net {
             ));
         }
         let counters = Arc::new(NetCounters::new(&config.id));
+        let throttle = |limits, throttled: &Counter| {
+            Throttle::new(limits, Clock::monotonic(), throttled.clone())
+        };
+        // Of the NIC, not of each pair.
+        let receive = throttle(&config.receive_limits, &counters.receive_throttled)?;
+        let transmit = throttle(&config.transmit_limits, &counters.send_throttled)?;
         let mut all = Some(Pairs::new(backends.clone()));
         let workers = backends
             .into_iter()
             .map(|backend| {
-                let worker = NetWorker::new(backend, all.take(), counters.clone());
+                let throttles = [receive.share()?, transmit.share()?];
+                let worker = NetWorker::new(backend, all.take(), counters.clone(), throttles);
                 Worker::spawn(&format!("nic-{}", config.id), worker)
             })
             .collect::<io::Result<_>>()?;

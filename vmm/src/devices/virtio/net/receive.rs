@@ -9,6 +9,7 @@ use vm_memory::Bytes;
 use super::metrics::NetCounters;
 use crate::devices::virtio::chain::{self, BrokenQueue, Buffers};
 use crate::devices::virtio::device::ActiveQueue;
+use crate::devices::virtio::throttle::Throttle;
 use crate::memory::GuestMemory;
 use crate::net::{FRAME_MAX, HEADER_LEN, NetBackend};
 
@@ -23,6 +24,9 @@ pub(super) struct Receiver {
     frame: Box<[u8]>,
     /// Length of the frame that waits for buffers; zero if none does.
     waiting: usize,
+    /// Whether the rate limit has let it through.
+    admitted: bool,
+    pub(super) throttle: Throttle,
     mergeable: bool,
     parts: Buffers,
     /// Chains the present frame went to.
@@ -32,10 +36,12 @@ pub(super) struct Receiver {
 }
 
 impl Receiver {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(throttle: Throttle) -> Self {
         Self {
             frame: vec![0; FRAME_MAX].into_boxed_slice(),
             waiting: 0,
+            admitted: false,
+            throttle,
             mergeable: false,
             parts: Buffers::with_capacity(SEGMENTS_MAX),
             used: Vec::with_capacity(64),
@@ -46,6 +52,8 @@ impl Receiver {
     /// Before the first turn of an activation.
     pub(super) fn prepare(&mut self, rx: &ActiveQueue, mergeable: bool) {
         self.waiting = 0;
+        self.admitted = false;
+        self.throttle.woken();
         self.mergeable = mergeable;
         self.told = rx.queue.next_used();
     }
@@ -58,6 +66,9 @@ impl Receiver {
         backend: &dyn NetBackend,
         counters: &NetCounters,
     ) -> Result<bool, BrokenQueue> {
+        if self.throttle.is_waiting() {
+            return Ok(false);
+        }
         chain::hush(&mut rx.queue, mem)?;
         for _ in 0..BATCH {
             if self.waiting == 0 {
@@ -68,6 +79,12 @@ impl Receiver {
                     // No frame, or the device is down: we are woken when that changes.
                     Err(_) => return Ok(false),
                 }
+            }
+            if !self.admitted {
+                if !self.throttle.admits((self.waiting - HEADER_LEN) as u64) {
+                    return Ok(false);
+                }
+                self.admitted = true;
             }
             loop {
                 match self.deliver(rx, mem)? {
@@ -85,6 +102,7 @@ impl Receiver {
                 break;
             }
             self.waiting = 0;
+            self.admitted = false;
         }
         Ok(true)
     }

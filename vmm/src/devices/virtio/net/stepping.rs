@@ -2,16 +2,21 @@
 
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::control::Pairs;
 use super::device::MERGEABLE;
 use super::metrics::NetCounters;
 use super::worker::NetWorker;
+use crate::config::RateLimits;
 use crate::devices::virtio::device::Activation;
 use crate::devices::virtio::harness::{DriverRing, activation};
+use crate::devices::virtio::throttle::Throttle;
 use crate::devices::virtio::worker::ServeError;
+use crate::metrics::Counter;
 use crate::net::fake::FakeNet;
 use crate::net::{FRAME_MAX, HEADER_LEN, NetBackend};
+use crate::rate_limit::Clock;
 
 pub(crate) struct Stepped {
     worker: NetWorker,
@@ -19,15 +24,30 @@ pub(crate) struct Stepped {
     /// The network's end.
     pub(crate) net: UnixDatagram,
     activation: Activation,
+    clock: Arc<AtomicU64>,
 }
 
 impl Stepped {
-    pub(crate) fn new(rx: &DriverRing, tx: &DriverRing, mergeable: bool) -> Self {
+    /// With limits (receive, transmit) by a clock that stands still until [`Self::pass`].
+    pub(crate) fn new(
+        rx: &DriverRing,
+        tx: &DriverRing,
+        mergeable: bool,
+        [receive, transmit]: [&RateLimits; 2],
+    ) -> Self {
         let (backend, net) = FakeNet::pair();
         let counters = Arc::new(NetCounters::new("test"));
         let backend: Arc<dyn NetBackend> = Arc::new(backend);
         let pairs = Pairs::new(vec![backend.clone()]);
-        let mut worker = NetWorker::new(backend, Some(pairs), counters.clone());
+        let clock = Arc::new(AtomicU64::new(0));
+        let throttle = |limits, throttled: &Counter| {
+            Throttle::new(limits, Clock::Hand(clock.clone()), throttled.clone()).unwrap()
+        };
+        let throttles = [
+            throttle(receive, &counters.receive_throttled),
+            throttle(transmit, &counters.send_throttled),
+        ];
+        let mut worker = NetWorker::new(backend, Some(pairs), counters.clone(), throttles);
         let features = if mergeable { MERGEABLE } else { 0 };
         let activation = activation(rx.mem.clone(), features, vec![rx.active(0), tx.active(1)]);
         worker.prepare(&activation).unwrap();
@@ -36,7 +56,14 @@ impl Stepped {
             counters,
             net,
             activation,
+            clock,
         }
+    }
+
+    /// Time passes, and the timers ring if they are due.
+    pub(crate) fn pass(&mut self, nanoseconds: u64) {
+        self.clock.fetch_add(nanoseconds, Ordering::Relaxed);
+        self.worker.throttles().into_iter().for_each(Throttle::ring);
     }
 
     /// Until there is nothing more to do.

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use super::device::{MERGEABLE, Net, NetConfig};
 use super::stepping::Stepped;
+use crate::config::RateLimits;
 use crate::devices::virtio::device::{ActivateError, VirtioDevice, feature};
-use crate::devices::virtio::harness::{DriverRing, NEXT, WRITE, activation, memory};
+use crate::devices::virtio::harness::{DriverRing, NEXT, WRITE, activation, counter, memory};
 use crate::net::fake::FakeNet;
 use crate::net::{HEADER_LEN, NetBackend, Offloads};
 
@@ -21,13 +22,17 @@ struct Bench {
 
 impl Bench {
     fn new(mergeable: bool) -> Self {
+        Self::limited(mergeable, [&RateLimits::default(); 2])
+    }
+
+    fn limited(mergeable: bool, limits: [&RateLimits; 2]) -> Self {
         let mem = memory();
         let (rx, tx) = (
             DriverRing::numbered(mem.clone(), 16, 0),
             DriverRing::numbered(mem, 16, 1),
         );
         Self {
-            nic: Stepped::new(&rx, &tx, mergeable),
+            nic: Stepped::new(&rx, &tx, mergeable, limits),
             rx,
             tx,
         }
@@ -202,11 +207,116 @@ fn hostile_chains_stop_the_pair() {
     }
 }
 
+/// Two frames at once, then one in ten milliseconds.
+fn two_frames() -> RateLimits {
+    RateLimits {
+        operations_per_second: Some(100),
+        operations_burst: Some(2),
+        ..RateLimits::default()
+    }
+}
+
+#[test]
+fn each_direction_has_its_own_limit() {
+    let bytes = RateLimits {
+        bytes_per_second: Some(1000),
+        bytes_burst: Some(100),
+        ..RateLimits::default()
+    };
+    let mut bench = Bench::limited(true, [&two_frames(), &bytes]);
+    for head in 0..4 {
+        bench.offer(head, 2048);
+        bench.arrive(&[head as u8; 50]);
+        // Header and 60 bytes.
+        bench.tx.descriptor(head, DATA, 72, 0, 0);
+        bench.tx.offer(head);
+    }
+    bench.turn();
+    assert_eq!(bench.rx.take_used(), [(0, 62), (1, 62)]);
+    assert_eq!(bench.tx.take_used(), [(0, 0)]);
+    bench.nic.pass(10_000_000);
+    bench.turn();
+    assert_eq!(bench.rx.take_used(), [(2, 62)]);
+    assert_eq!(bench.rx.bytes(Bench::place(2) + 12, 1), [2], "in order");
+    // 60 bytes were left of 100 - 40; 20 more take 20 ms.
+    assert_eq!(bench.tx.take_used(), []);
+    bench.nic.pass(10_000_000);
+    bench.turn();
+    assert_eq!(bench.rx.take_used(), [(3, 62)]);
+    assert_eq!(bench.tx.take_used(), [(1, 0)]);
+    assert_eq!(bench.nic.counter("receive_throttled_total"), 2);
+    assert_eq!(bench.nic.counter("send_throttled_total"), 2);
+    assert_eq!(bench.nic.counter("sent_frames_total"), 2);
+}
+
+#[test]
+fn a_frame_that_waits_for_buffers_has_paid_already() {
+    let mut bench = Bench::limited(true, [&two_frames(), &RateLimits::default()]);
+    bench.arrive(&[1; 50]);
+    bench.arrive(&[2; 50]);
+    for _ in 0..5 {
+        bench.turn();
+    }
+    bench.offer(0, 2048);
+    bench.offer(1, 2048);
+    bench.turn();
+    assert_eq!(bench.rx.take_used().len(), 2);
+    assert_eq!(bench.nic.counter("receive_throttled_total"), 0);
+}
+
+#[test]
+fn a_nic_that_waits_for_its_limits_stops_at_once() {
+    let limits = RateLimits {
+        operations_per_second: Some(1),
+        operations_burst: Some(1),
+        ..RateLimits::default()
+    };
+    let config = NetConfig {
+        receive_limits: limits,
+        transmit_limits: limits,
+        ..config()
+    };
+    let (backend, net) = FakeNet::pair();
+    let mut nic = Net::new(&config, vec![Arc::new(backend)]).unwrap();
+    let mem = memory();
+    let (mut rx, mut tx) = (
+        DriverRing::numbered(mem.clone(), 16, 0),
+        DriverRing::numbered(mem.clone(), 16, 1),
+    );
+    for head in 0..8 {
+        rx.descriptor(head, Bench::place(head), 2048, WRITE, 0);
+        rx.offer(head);
+        tx.descriptor(head, DATA, 64, 0, 0);
+        tx.offer(head);
+    }
+    let queues = vec![rx.active(0), tx.active(1)];
+    nic.activate(activation(mem, feature::COMMON, queues))
+        .unwrap();
+    // What comes before the driver is ready does not count.
+    until(|| counter(&nic, "sent_frames_total") > 0);
+    for _ in 0..8 {
+        net.send(&[9; 100]).unwrap();
+    }
+    until(|| counter(&nic, "receive_throttled_total") > 0);
+    until(|| counter(&nic, "send_throttled_total") > 0);
+    let asked = Instant::now();
+    let queues = nic.stop();
+    assert!(asked.elapsed() < Duration::from_secs(5));
+    for (queue, ring) in queues.iter().zip([&mut rx, &mut tx]) {
+        let state = queue.queue.state();
+        assert_eq!(state.next_avail, state.next_used);
+        assert_eq!(ring.take_used().len(), usize::from(state.next_used));
+        assert!((1..8).contains(&state.next_used));
+    }
+}
+
 fn config() -> NetConfig {
     NetConfig {
         id: "lan".into(),
         mac: [2, 0, 0, 0, 0, 7],
         mtu: 1450,
+        receive_limits: RateLimits::default(),
+        transmit_limits: RateLimits::default(),
     }
 }
 

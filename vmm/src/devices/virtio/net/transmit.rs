@@ -5,6 +5,7 @@
 use super::metrics::NetCounters;
 use crate::devices::virtio::chain::{self, BrokenQueue, Buffers};
 use crate::devices::virtio::device::ActiveQueue;
+use crate::devices::virtio::throttle::Throttle;
 use crate::disk::IoVec;
 use crate::memory::GuestMemory;
 use crate::net::{FRAME_MAX, HEADER_LEN, NetBackend};
@@ -17,13 +18,15 @@ const SEGMENTS_MAX: usize = 64;
 pub(super) struct Transmitter {
     parts: Buffers,
     buffers: Vec<IoVec>,
+    pub(super) throttle: Throttle,
 }
 
 impl Transmitter {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(throttle: Throttle) -> Self {
         Self {
             parts: Buffers::with_capacity(SEGMENTS_MAX),
             buffers: Vec::with_capacity(SEGMENTS_MAX),
+            throttle,
         }
     }
 
@@ -35,6 +38,9 @@ impl Transmitter {
         backend: &dyn NetBackend,
         counters: &NetCounters,
     ) -> Result<bool, BrokenQueue> {
+        if self.throttle.is_waiting() {
+            return Ok(false);
+        }
         let queue = &mut tx.queue;
         chain::hush(queue, mem)?;
         for _ in 0..BATCH {
@@ -43,6 +49,12 @@ impl Transmitter {
             };
             let head = chain.head_index();
             self.parts.gather(chain, mem, SEGMENTS_MAX)?;
+            let payload = self.parts.readable.len().saturating_sub(HEADER_LEN as u64);
+            // What is too long is not sent, and must not use up the limit either.
+            if !self.throttle.admits(payload.min(FRAME_MAX as u64)) {
+                chain::put_back(queue);
+                return Ok(false);
+            }
             self.send(mem, backend, counters);
             chain::push_used(queue, mem, head, 0)?;
         }

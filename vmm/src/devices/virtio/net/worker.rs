@@ -11,6 +11,7 @@ use super::receive::Receiver;
 use super::transmit::Transmitter;
 use crate::devices::virtio::chain::{self, Buffers};
 use crate::devices::virtio::device::{Activation, ActiveQueue};
+use crate::devices::virtio::throttle::Throttle;
 use crate::devices::virtio::wait::{Trigger, Waiter};
 use crate::devices::virtio::worker::{QueueWorker, ServeError, idle_until};
 use crate::net::{Arrivals, NetBackend};
@@ -33,13 +34,14 @@ impl NetWorker {
         backend: Arc<dyn NetBackend>,
         pairs: Option<Pairs>,
         counters: Arc<NetCounters>,
+        [receive, transmit]: [Throttle; 2],
     ) -> Self {
         Self {
             backend,
             pairs,
             counters,
-            receiver: Receiver::new(),
-            transmitter: Transmitter::new(),
+            receiver: Receiver::new(receive),
+            transmitter: Transmitter::new(transmit),
             parts: Buffers::default(),
         }
     }
@@ -47,6 +49,8 @@ impl NetWorker {
 
 const STOP: u64 = u64::MAX;
 const FRAME: u64 = u64::MAX - 1;
+const RECEIVE_LIMIT: u64 = u64::MAX - 2;
+const TRANSMIT_LIMIT: u64 = u64::MAX - 3;
 
 impl QueueWorker for NetWorker {
     fn run(&mut self, mut activation: Activation, stop: &EventFd) -> Vec<ActiveQueue> {
@@ -74,6 +78,7 @@ impl NetWorker {
             }
         }
         if let Some(rx) = activation.queues.first() {
+            self.transmitter.throttle.woken();
             self.receiver
                 .prepare(rx, activation.features & super::device::MERGEABLE != 0);
         }
@@ -85,6 +90,8 @@ impl NetWorker {
         let mut waiter = Waiter::new()?;
         waiter.add(stop, STOP, Trigger::Level)?;
         waiter.add(&Arrivals(&*backend), FRAME, Trigger::Edge)?;
+        self.receiver.throttle.watch(&waiter, RECEIVE_LIMIT)?;
+        self.transmitter.throttle.watch(&waiter, TRANSMIT_LIMIT)?;
         for (at, active) in (0..).zip(&activation.queues) {
             waiter.add(&*active.kick, at, Trigger::Level)?;
         }
@@ -95,6 +102,8 @@ impl NetWorker {
             let mut handle = |token: u64| match token {
                 STOP => stopping = true,
                 FRAME => {}
+                RECEIVE_LIMIT => self.receiver.throttle.woken(),
+                TRANSMIT_LIMIT => self.transmitter.throttle.woken(),
                 at => {
                     if let Some(active) = activation.queues.get(at as usize) {
                         // Empty if it was emptied since.
@@ -143,5 +152,12 @@ impl NetWorker {
             }
         }
         Ok(more_to_send || more_to_receive)
+    }
+}
+
+#[cfg(test)]
+impl NetWorker {
+    pub(super) fn throttles(&mut self) -> [&mut Throttle; 2] {
+        [&mut self.receiver.throttle, &mut self.transmitter.throttle]
     }
 }
