@@ -374,7 +374,8 @@ fn repeating_image(size: u64) -> Vec<u8> {
     image
 }
 
-/// The first child of ours that has a system call filter, standing still.
+/// The first child of ours that reads an image and has a system call filter, standing still. The other tests have
+/// children too.
 fn stopped_child() -> rustix::process::Pid {
     let me = std::process::id();
     let until = std::time::Instant::now() + Duration::from_secs(30);
@@ -383,8 +384,10 @@ fn stopped_child() -> rustix::process::Pid {
             let children = task.unwrap().path().join("children");
             let children = fs::read_to_string(children).unwrap_or_default();
             for child in children.split_whitespace() {
-                let path = format!("/proc/{child}/status");
-                if fs::read_to_string(path).is_ok_and(|status| status.contains("Seccomp:\t2")) {
+                let read = |file: &str| fs::read_to_string(format!("/proc/{child}/{file}"));
+                if read("cmdline").is_ok_and(|line| line == "hostd\0convert\0")
+                    && read("status").is_ok_and(|status| status.contains("Seccomp:\t2"))
+                {
                     let pid = rustix::process::Pid::from_raw(child.parse().unwrap()).unwrap();
                     let stop = rustix::process::Signal::STOP;
                     rustix::process::kill_process(pid, stop).unwrap();
