@@ -22,6 +22,7 @@ use crate::devices::i8042::{self, I8042};
 use crate::devices::power::Power;
 use crate::devices::rtc::{self, Rtc};
 use crate::devices::serial::Com1;
+use crate::devices::virtio::block::Resizer;
 use crate::devices::virtio::transport::TransportError;
 use crate::devices::virtio::{self, CreateDeviceError, VirtioPci};
 use crate::event_loop::Wake;
@@ -133,6 +134,8 @@ pub struct Machine {
     pub com1_wake: Wake,
     /// The power button.
     pub power: Arc<Mutex<Power<Arc<VmFd>>>>,
+    /// The ways to let the disks grow, in the disks' order.
+    pub disks: Vec<Resizer>,
     /// Rings when the guest has ended.
     pub exit: ExitSignal,
     metrics: Registry,
@@ -190,7 +193,7 @@ pub fn build(plan: &MachinePlan, started: Instant) -> Result<Machine, BuildError
     } else {
         PciRoot::new(&metrics)
     };
-    plug_devices(plan, &mut root, &vm, &memory, &interrupts, &metrics)?;
+    let disks = plug_devices(plan, &mut root, &vm, &memory, &interrupts, &metrics)?;
     if plan.has_firmware() {
         root.plug(ISA_SLOT, Box::new(IsaBridge::new()))?;
     }
@@ -270,6 +273,7 @@ pub fn build(plan: &MachinePlan, started: Instant) -> Result<Machine, BuildError
         com1,
         com1_wake,
         power,
+        disks,
         exit,
         metrics,
         started,
@@ -337,7 +341,7 @@ fn put_flash(
 }
 
 /// Makes each device of the plan, its worker threads included, and puts it into its slot. Its counters are called
-/// `disk.ID.…`, `nic.ID.…` and `rng.…`.
+/// `disk.ID.…`, `nic.ID.…` and `rng.…`. Returns the ways to let the disks grow, in the disks' order.
 fn plug_devices(
     plan: &MachinePlan,
     root: &mut PciRoot,
@@ -345,8 +349,9 @@ fn plug_devices(
     memory: &Arc<GuestMemory>,
     interrupts: &Arc<Interrupts>,
     metrics: &Registry,
-) -> Result<(), BuildError> {
+) -> Result<Vec<Resizer>, BuildError> {
     let (disks, nics) = (&plan.config.disks, &plan.config.nics);
+    let mut resizers = Vec::with_capacity(disks.len());
     for planned in &plan.slots {
         let (id, device) = match planned.device {
             SlotDevice::Disk(index) => {
@@ -354,7 +359,9 @@ fn plug_devices(
                 let backing = disk.backing.iter().map(|image| image.fd);
                 let below = backing.map(|fd| fds::take("a backing image", fd));
                 let below = below.collect::<Result<_, _>>()?;
-                let device = virtio::block(disk, fds::take("a disk", disk.fd)?, below)?;
+                let volume = fds::take("a disk", disk.fd)?;
+                let (device, resizer) = virtio::block(disk, volume, below)?;
+                resizers.push(resizer);
                 (format!("disk.{}", disk.id), device)
             }
             SlotDevice::Nic(index) => {
@@ -381,7 +388,7 @@ fn plug_devices(
         }
         root.plug(planned.slot, Box::new(function))?;
     }
-    Ok(())
+    Ok(resizers)
 }
 
 fn create_vm(kvm: &Kvm) -> Result<Arc<VmFd>, BuildError> {

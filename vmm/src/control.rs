@@ -28,7 +28,7 @@ pub struct Request {
 
 /// The operations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Operation {
     /// Where the machine stands.
     Status,
@@ -44,6 +44,13 @@ pub enum Operation {
     Stop,
     /// All counters.
     Metrics,
+    /// A disk's volume has grown: let the disk, and the guest that uses it. It never shrinks.
+    ResizeDisk {
+        /// Its place in the configuration, from 0 on.
+        disk: u8,
+        /// What it is to have; the volume has it already.
+        bytes: u64,
+    },
 }
 
 /// The answer to the request with the same `id`.
@@ -199,6 +206,11 @@ mod tests {
                 op: Operation::PowerButton
             }
         );
+        let line = r#"{"id":4,"op":{"resize_disk":{"disk":1,"bytes":4096}}}"#;
+        let request: Request = serde_json::from_str(line).unwrap();
+        let (disk, bytes) = (1, 4096);
+        assert_eq!(request.op, Operation::ResizeDisk { disk, bytes });
+        assert_eq!(serde_json::to_string(&request).unwrap(), line);
         let done = Message::Reply(Reply {
             id: 1,
             outcome: Outcome::Result(Answer::Done),

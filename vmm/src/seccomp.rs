@@ -162,6 +162,8 @@ const WORKER: &[Call] = &[
     (libc::SYS_pwritev, Always),
     (libc::SYS_fdatasync, Always),
     (libc::SYS_fallocate, Always),
+    // How long a volume is that has grown.
+    (libc::SYS_lseek, Always),
     // Taps: frames, offloads, queues switched on and off.
     (libc::SYS_ioctl, Requests(&[TUNSETOFFLOAD, TUNSETQUEUE])),
     // Entropy.

@@ -34,6 +34,8 @@ use crate::seccomp::{self, ThreadKind};
 const STATUS_MAX_BYTES: usize = 64 << 10;
 /// How long a pause may take: a vCPU can be inside a device's lock, never longer than that device's slowest step.
 const PAUSE_WITHIN: Duration = Duration::from_secs(5);
+/// How long a disk may take to grow: no longer than its slowest request of the kind that blocks.
+const RESIZE_WITHIN: Duration = Duration::from_secs(5);
 /// How long the last words may take to reach slow readers.
 const FAREWELL_WITHIN: Duration = Duration::from_secs(1);
 
@@ -334,6 +336,16 @@ impl Vm {
                     refuse(RefusalCode::WrongState, format!("the machine is {state}")),
                     None,
                 )
+            }
+            (Operation::ResizeDisk { disk, bytes }, _) => {
+                let resizer = self.machine.disks.get(usize::from(disk));
+                let result = resizer.map(|resizer| resizer.resize(bytes, RESIZE_WITHIN));
+                let outcome = match result {
+                    Some(Ok(_)) => done,
+                    Some(Err(error)) => refuse(RefusalCode::Failed, chain(&error)),
+                    None => refuse(RefusalCode::Failed, format!("there is no disk {disk}")),
+                };
+                (outcome, None)
             }
             (Operation::PowerButton, _) => {
                 self.machine

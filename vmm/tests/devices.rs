@@ -23,7 +23,7 @@ use guest::shell::{Shell, modules};
 use guest::tap::tap;
 use guest::{Guest, Spec, kernels, kvm};
 use vmm::config::{DiskConfig, DiskFormat, NicConfig, RateLimits};
-use vmm::control::ExitReason;
+use vmm::control::{Answer, ExitReason, Operation};
 
 const SECTOR: u64 = 512;
 const MIB: u64 = 1 << 20;
@@ -230,6 +230,29 @@ fn a_disk_of_large_blocks_is_one_to_the_guest() {
             "{counter}"
         );
     }
+    assert_eq!(shell.power_off(), ExitReason::GuestPowerOff);
+}
+
+#[test]
+fn a_disk_grows_under_its_guest() {
+    let file = volume(8 * MIB);
+    let Some(mut shell) = linux(|spec| spec.disks = vec![disk("data", &file, false, "")]) else {
+        return;
+    };
+    let grow = |disk, bytes| Operation::ResizeDisk { disk, bytes };
+    assert!(shell.guest.ask(grow(0, 16 * MIB)).is_err(), "too short yet");
+    assert!(shell.guest.ask(grow(1, 16 * MIB)).is_err(), "no such disk");
+    file.set_len(16 * MIB).unwrap();
+    assert_eq!(shell.guest.ask(grow(0, 16 * MIB)).unwrap(), Answer::Done);
+    // The driver hears of it by an interrupt, and takes it up in a while.
+    let size = "for i in $(seq 100); do [ $(cat /sys/block/vda/size) = 32768 ] && break; sleep 0.1; done; cat /sys/block/vda/size";
+    assert_eq!(shell.run(size), "32768");
+    shell.run("echo beyond | dd of=/dev/vda bs=512 seek=32767 conv=sync,fsync 2>/dev/null");
+    let mut written = [0; 7];
+    file.read_exact_at(&mut written, 16 * MIB - SECTOR).unwrap();
+    assert_eq!(&written, b"beyond\n");
+    assert!(shell.guest.ask(grow(0, 8 * MIB)).is_err(), "it only grows");
+    assert_eq!(shell.guest.metric("disk.data.guest_errors_total"), 0);
     assert_eq!(shell.power_off(), ExitReason::GuestPowerOff);
 }
 

@@ -409,6 +409,7 @@ impl Supervisor {
             | Operation::Pause
             | Operation::Resume
             | Operation::Reset
+            | Operation::ResizeDisk { .. }
             | Operation::Metrics => {}
         }
     }

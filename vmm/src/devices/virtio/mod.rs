@@ -65,12 +65,12 @@ pub enum CreateDeviceError {
     },
 }
 
-/// An idle disk over `volume` and what lies `below` it. Starts its worker thread.
+/// An idle disk over `volume` and what lies `below` it, and the way to let it grow. Starts its worker thread.
 pub fn block(
     config: &DiskConfig,
     volume: OwnedFd,
     below: Vec<OwnedFd>,
-) -> Result<Box<dyn VirtioDevice>, CreateDeviceError> {
+) -> Result<(Box<dyn VirtioDevice>, block::Resizer), CreateDeviceError> {
     let id = config.id.clone();
     let access = if config.read_only {
         Access::ReadOnly
@@ -99,7 +99,8 @@ pub fn block(
     };
     let device = block::Block::new(&wanted, backend)
         .map_err(|source| CreateDeviceError::Worker { id, source })?;
-    Ok(Box::new(device))
+    let resizer = device.resizer();
+    Ok((Box::new(device), resizer))
 }
 
 /// An idle NIC with a queue pair for each of the `taps`, which are queues of one tap device. Starts a worker thread each.

@@ -20,6 +20,28 @@ use crate::seccomp::{self, ThreadKind};
 pub trait QueueWorker: Send + 'static {
     /// Processes the queues until `stop` becomes readable, finishes what is in flight, and gives them back.
     fn run(&mut self, activation: Activation, stop: &EventFd) -> Vec<ActiveQueue>;
+
+    /// Its [`Bell`] was rung, and it has no queues.
+    fn called(&mut self) {}
+}
+
+/// What a worker thread is told while it has no queues.
+#[derive(Debug)]
+enum Order {
+    Run(Activation),
+    Call,
+    End,
+}
+
+/// Calls a worker that has no queues; one that has hears it once it has not.
+#[derive(Debug, Clone)]
+pub struct Bell(Sender<Order>);
+
+impl Bell {
+    /// Calls it; false if it is gone.
+    pub fn ring(&self) -> bool {
+        self.0.send(Order::Call).is_ok()
+    }
 }
 
 /// Why a worker stands still until its device is reset.
@@ -47,8 +69,7 @@ pub fn idle_until(stop: &EventFd) {
 /// A worker thread as its device holds it.
 #[derive(Debug)]
 pub struct Worker {
-    /// Dropped to end the thread.
-    activations: Option<Sender<Activation>>,
+    orders: Sender<Order>,
     stopped: Receiver<Vec<ActiveQueue>>,
     stop: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
@@ -58,7 +79,7 @@ pub struct Worker {
 impl Worker {
     /// Starts a thread called `name` (of which the kernel keeps 15 bytes) and returns once it has restricted itself.
     pub fn spawn(name: &str, mut worker: impl QueueWorker) -> io::Result<Self> {
-        let (activations, to_run) = channel::<Activation>();
+        let (orders, to_do) = channel();
         let (give_back, stopped) = channel();
         let (ready, readiness) = channel();
         let stop = Arc::new(EventFd::new(EFD_NONBLOCK)?);
@@ -73,7 +94,15 @@ impl Worker {
                 if !go {
                     return;
                 }
-                while let Ok(activation) = to_run.recv() {
+                while let Ok(order) = to_do.recv() {
+                    let activation = match order {
+                        Order::Run(activation) => activation,
+                        Order::Call => {
+                            worker.called();
+                            continue;
+                        }
+                        Order::End => return,
+                    };
                     let queues = worker.run(activation, &told_to_stop);
                     // Empty already if the worker read it.
                     let _ = told_to_stop.read();
@@ -85,7 +114,7 @@ impl Worker {
         let filtered = readiness.recv().map_err(io::Error::other)?;
         filtered.map_err(io::Error::other)?;
         Ok(Self {
-            activations: Some(activations),
+            orders,
             stopped,
             stop,
             thread: Some(thread),
@@ -95,12 +124,16 @@ impl Worker {
 
     /// Hands queues over.
     pub fn start(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let activations = self.activations.as_ref().ok_or(ActivateError::WorkerGone)?;
-        activations
-            .send(activation)
+        self.orders
+            .send(Order::Run(activation))
             .map_err(|_| ActivateError::WorkerGone)?;
         self.running = true;
         Ok(())
+    }
+
+    /// A way to call it.
+    pub fn bell(&self) -> Bell {
+        Bell(self.orders.clone())
     }
 
     /// Takes the queues back; none if there are none.
@@ -117,7 +150,8 @@ impl Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         drop(self.stop());
-        self.activations = None;
+        // Bells may outlive the device.
+        let _ = self.orders.send(Order::End);
         if let Some(thread) = self.thread.take() {
             // A worker that panicked has said so on standard error.
             let _ = thread.join();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::metrics::BlockCounters;
 use super::request::{Limits, SECTOR, SERIAL_LEN};
+use super::resize::{Resizer, Size};
 use super::worker::{BlockWorker, SEGMENTS_MAX};
 use crate::config::RateLimits;
 use crate::devices::virtio::device::{
@@ -51,6 +52,7 @@ pub struct Block {
     features: u64,
     queue_sizes: Vec<u16>,
     config: [u8; 60],
+    size: Arc<Size>,
     worker: Worker,
     counters: Arc<BlockCounters>,
 }
@@ -78,9 +80,11 @@ impl Block {
         };
         let throttled = counters.throttled.clone();
         let throttle = Throttle::new(&config.limits, Clock::monotonic(), throttled)?;
+        let size = Size::new(limits.size)?;
         let worker = BlockWorker::new(
             backend,
             limits,
+            size.clone(),
             throttle,
             serial(&config.serial),
             counters.clone(),
@@ -88,10 +92,21 @@ impl Block {
         Ok(Self {
             features,
             queue_sizes: vec![QUEUE_SIZE; usize::from(queues)],
-            config: config_bytes(size / SECTOR, blocks, queues),
+            config: config_bytes(blocks, queues),
+            size,
             worker: Worker::spawn(&format!("disk-{}", config.id), worker)?,
             counters,
         })
+    }
+}
+
+impl Block {
+    /// The way to let it grow.
+    pub fn resizer(&self) -> Resizer {
+        Resizer {
+            size: self.size.clone(),
+            bell: self.worker.bell(),
+        }
     }
 }
 
@@ -103,8 +118,8 @@ fn serial(text: &str) -> [u8; SERIAL_LEN] {
     serial
 }
 
-/// `struct virtio_blk_config` (virtio 1.3 §5.2.4).
-fn config_bytes(sectors: u64, blocks: Blocks, queues: u16) -> [u8; 60] {
+/// `struct virtio_blk_config` (virtio 1.3 §5.2.4) without the capacity, which may change.
+fn config_bytes(blocks: Blocks, queues: u16) -> [u8; 60] {
     let logical = blocks.logical;
     let physical = blocks.physical.max(logical);
     // A best size that is not made of whole physical blocks is none.
@@ -115,7 +130,6 @@ fn config_bytes(sectors: u64, blocks: Blocks, queues: u16) -> [u8; 60] {
     let discard = blocks.discard.max(logical);
     let mut config = [0; 60];
     let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
-    put(0, &sectors.to_le_bytes());
     // Besides data, a chain has the header and the status.
     put(12, &(SEGMENTS_MAX as u32 - 2).to_le_bytes());
     put(20, &logical.to_le_bytes());
@@ -147,7 +161,9 @@ impl VirtioDevice for Block {
     }
 
     fn config_read(&self, offset: u64, data: &mut [u8]) {
-        read_config_bytes(&self.config, offset, data);
+        let mut config = self.config;
+        config[..8].copy_from_slice(&(self.size.get() / SECTOR).to_le_bytes());
+        read_config_bytes(&config, offset, data);
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {

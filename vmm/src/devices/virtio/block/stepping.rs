@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use super::metrics::BlockCounters;
 use super::request::Limits;
+use super::resize::Size;
 use super::worker::BlockWorker;
 use crate::config::RateLimits;
 use crate::devices::virtio::chain::BrokenQueue;
@@ -49,6 +50,7 @@ impl Stepped {
         let mut worker = BlockWorker::new(
             Box::new(disk),
             limits,
+            Size::new(limits.size).unwrap(),
             throttle,
             *b"serial-of-the-disk!!",
             counters.clone(),

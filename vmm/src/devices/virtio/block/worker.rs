@@ -15,6 +15,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::metrics::BlockCounters;
 use super::request::{self, Action, Limits, SERIAL_LEN, Status};
+use super::resize::{ResizeError, Size};
 use crate::devices::virtio::chain::{self, BrokenQueue, Buffers};
 use crate::devices::virtio::device::{Activation, ActiveQueue, VirtioInterrupt};
 use crate::devices::virtio::throttle::Throttle;
@@ -54,6 +55,9 @@ const EMPTY: Slot = Slot {
 pub(super) struct BlockWorker {
     backend: Box<dyn DiskBackend>,
     limits: Limits,
+    size: Arc<Size>,
+    /// It grew while no driver could be told.
+    grew: bool,
     throttle: Throttle,
     /// The queue whose turn it is.
     next: usize,
@@ -72,6 +76,7 @@ impl BlockWorker {
     pub(super) fn new(
         backend: Box<dyn DiskBackend>,
         limits: Limits,
+        size: Arc<Size>,
         throttle: Throttle,
         serial: [u8; SERIAL_LEN],
         counters: Arc<BlockCounters>,
@@ -79,6 +84,8 @@ impl BlockWorker {
         Self {
             backend,
             limits,
+            size,
+            grew: false,
             throttle,
             next: 0,
             serial,
@@ -95,6 +102,7 @@ impl BlockWorker {
 const STOP: u64 = u64::MAX;
 const DONE: u64 = u64::MAX - 1;
 const LIMIT: u64 = u64::MAX - 2;
+const SIZE: u64 = u64::MAX - 3;
 
 impl QueueWorker for BlockWorker {
     fn run(&mut self, mut activation: Activation, stop: &EventFd) -> Vec<ActiveQueue> {
@@ -107,6 +115,10 @@ impl QueueWorker for BlockWorker {
             idle_until(stop);
         }
         activation.queues
+    }
+
+    fn called(&mut self) {
+        self.grew |= self.grow();
     }
 }
 
@@ -128,8 +140,13 @@ impl BlockWorker {
         waiter.add(stop, STOP, Trigger::Level)?;
         waiter.add(self.backend.completion_event(), DONE, Trigger::Level)?;
         self.throttle.watch(&waiter, LIMIT)?;
+        waiter.add(&self.size.event, SIZE, Trigger::Level)?;
         for (at, active) in (0..).zip(&activation.queues) {
             waiter.add(&*active.kick, at, Trigger::Level)?;
+        }
+        if std::mem::take(&mut self.grew) {
+            // The driver may have read the capacity before that.
+            activation.interrupt.signal_config();
         }
         loop {
             // Also once at the start: there may be requests from before the stop that preceded it.
@@ -144,6 +161,11 @@ impl BlockWorker {
                     STOP => stopping = true,
                     DONE => drop(self.backend.completion_event().read()),
                     LIMIT => self.throttle.woken(),
+                    SIZE => {
+                        if self.grow() {
+                            activation.interrupt.signal_config();
+                        }
+                    }
                     at => {
                         if let Some(active) = activation.queues.get(at as usize) {
                             // Empty if the doorbell of another queue woke us in between.
@@ -177,6 +199,31 @@ impl BlockWorker {
             }
         }
         Ok(())
+    }
+
+    /// Gives the disk the size that is wanted, if one is; true if it is another one then.
+    pub(super) fn grow(&mut self) -> bool {
+        let Some(wanted) = self.size.take_wanted() else {
+            return false;
+        };
+        let Limits { size, block, .. } = self.limits;
+        let result = if wanted.size < size {
+            Err(ResizeError::Smaller { have: size })
+        } else if !wanted.size.is_multiple_of(block) {
+            Err(ResizeError::Blocks { block })
+        } else {
+            let backend = self.backend.resize(wanted.size);
+            // More than was asked for is none of the disk's.
+            backend
+                .map(|got| got.min(wanted.size).max(size) / block * block)
+                .map_err(ResizeError::Backend)
+        };
+        if let Ok(size) = result {
+            self.limits.size = size;
+            self.size.set(size);
+        }
+        wanted.answer(result);
+        self.limits.size != size
     }
 
     /// Takes what is in the queues. Where they share a limit it is one request of each in turn, beginning with the one
