@@ -292,7 +292,8 @@ fn baseline_disk(lab: &Lab, disk: &Path) -> Result<()> {
     )
 }
 
-fn stub() -> Result<PathBuf> {
+/// The stub that UKIs begin with.
+pub fn stub() -> Result<PathBuf> {
     let packages = cache().join("base");
     let entries = packages
         .read_dir()

@@ -21,6 +21,7 @@ use crate::accel::Accelerator;
 use crate::agent::client::Agent;
 use crate::media;
 use crate::process;
+use crate::qemu;
 use crate::qmp::Qmp;
 use crate::serial::Serial;
 
@@ -200,7 +201,7 @@ impl Machine {
         let accelerator = Accelerator::detect()?;
         // Socket paths have a limit of 107 bytes, which a path below a repository may exceed.
         let sockets = tempfile::Builder::new().prefix("lab-").tempdir()?;
-        let mut command = process::mortal("qemu-system-x86_64");
+        let mut command = process::mortal(qemu::program());
         command.args(["-nodefaults", "-no-user-config", "-display", "none"]);
         command.args(["-M", "q35,vmport=off,smm=off", "-name", &config.name]);
         command.args(accelerator.arguments());

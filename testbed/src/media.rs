@@ -41,6 +41,39 @@ pub fn copy(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
+/// A disk as an operating system's installer leaves it: GPT, an EFI system partition, this loader where firmware looks by itself.
+pub fn bootable(path: &Path, loader: &Path) -> Result<()> {
+    const SECTOR: u64 = 512;
+    const START: u64 = 2048;
+    let format =
+        needs::program("mkfs.vfat").context("mkfs.vfat is not installed (package dosfstools)")?;
+    let (folder, copy) = (
+        needs::program("mmd").context("mmd is not installed (package mtools)")?,
+        needs::program("mcopy").context("mcopy is not installed (package mtools)")?,
+    );
+    let sectors = fs::metadata(loader)?.len().div_ceil(1 << 20) * 2048 + 4096;
+    blank(path, (START + sectors + 2048) * SECTOR)?;
+    // Firmware takes no notice of a table without it.
+    let last = fs::metadata(path)?.len() / SECTOR - 1;
+    gpt::mbr::ProtectiveMBR::with_lb_size(u32::try_from(last)?)
+        .overwrite_lba0(&mut File::options().write(true).open(path)?)?;
+    let config = gpt::GptConfig::new().writable(true);
+    let mut table = config.create(path).context("making a partition table")?;
+    let kind = gpt::partition_types::EFI;
+    table.add_partition("esp", sectors * SECTOR, kind, 0, Some(START))?;
+    table.write()?;
+    run(Command::new(format)
+        .args(["--offset", &START.to_string()])
+        .arg(path)
+        .arg((sectors / 2).to_string()))?;
+    let at = format!("{}@@{}", path.display(), START * SECTOR);
+    run(Command::new(folder).args(["-i", &at, "::EFI", "::EFI/BOOT"]))?;
+    run(Command::new(copy)
+        .args(["-i", &at])
+        .arg(loader)
+        .arg("::EFI/BOOT/BOOTX64.EFI"))
+}
+
 /// A volume labelled `LQX_SEED` with `seed.toml` on it.
 pub fn seed(path: &Path, seed: &str) -> Result<()> {
     let format =

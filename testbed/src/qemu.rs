@@ -66,6 +66,15 @@ const CONFIGURE: &[&str] = &[
 const PROGRAM: &str = "qemu-system-x86_64";
 const APT_HELPER: &str = "/usr/lib/apt/apt-helper";
 
+/// Why guests with UEFI firmware cannot run where the host is emulated by a QEMU that is not mended.
+pub const NOT_MENDED: &str =
+    "the emulating QEMU aborts in UEFI guests; `make qemu` builds one that does not";
+
+/// The QEMU to run: the mended one where there is one, else the system's.
+pub fn program() -> PathBuf {
+    mended().unwrap_or_else(|| PROGRAM.into())
+}
+
 /// The mended QEMU, if it has been built on this machine.
 pub fn mended() -> Option<PathBuf> {
     let program = folder().join(PROGRAM);

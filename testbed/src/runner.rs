@@ -125,7 +125,7 @@ impl Settings {
         };
         let writable = std::env::var("LQX_RUNNER_RW").unwrap_or_default();
         Ok(Self {
-            qemu: qemu::mended().unwrap_or_else(|| "qemu-system-x86_64".into()),
+            qemu: qemu::program(),
             kernel: GuestKernel::find()?,
             accelerator: Accelerator::detect()?,
             memory_mib: number("LQX_RUNNER_MEMORY", 1536)?,
@@ -360,11 +360,7 @@ impl Settings {
         );
         offer("LQX_TEST_MARKER", agent::UP_MARKER.to_owned());
         if self.accelerator == Accelerator::Tcg && qemu::mended().is_none() {
-            offer(
-                "LQX_TEST_NO_FIRMWARE",
-                "the emulating QEMU aborts in UEFI guests; `make qemu` builds one that does not"
-                    .to_owned(),
-            );
+            offer("LQX_TEST_NO_FIRMWARE", qemu::NOT_MENDED.to_owned());
         }
         offer("LQX_TEST_FIRMWARE_CODE", FIRMWARE_CODE.to_owned());
         offer("LQX_TEST_FIRMWARE_VARIABLES", FIRMWARE_VARIABLES.to_owned());

@@ -37,7 +37,15 @@ const KVM_PACKAGES: &[&str] = &["vmm"];
 /// Integration tests of `hostd` that need `/dev/kvm`, or devices and namespaces of a kernel that we know.
 const KVM_NAMES: &[&str] = &["jail", "network"];
 /// Tests of this package that boot appliances.
-const LAB_TESTS: &[&str] = &["appliance", "cli", "install", "vms", "survival", "security"];
+const LAB_TESTS: &[&str] = &[
+    "appliance",
+    "cli",
+    "install",
+    "vms",
+    "uefi",
+    "survival",
+    "security",
+];
 
 /// What came of it.
 #[derive(Debug, Default)]
