@@ -27,7 +27,7 @@ use crate::users::{
     User, UserCreate,
 };
 use crate::vms::{Vm, VmCreate, VmUpdate};
-use crate::volumes::{Volume, VolumeCreate};
+use crate::volumes::{Volume, VolumeCreate, VolumeUpdate};
 
 /// What every path but `/metrics` begins with.
 pub const BASE: &str = "/api/v1";
@@ -511,6 +511,8 @@ endpoints! {
     volume_get: volumes Get "/volumes/{volume}", VIEWER, Run, NoBody => 200 Json<Volume>;
     /// Makes a volume, blank or from an image.
     volume_create: volumes Post "/volumes", OPERATOR, Run, Json<VolumeCreate> => 202 JsonAccepted<Volume>;
+    /// Grows a volume, also while VMs have it.
+    volume_update: volumes Patch "/volumes/{volume}", OPERATOR, Run, Json<VolumeUpdate> => 202 JsonAccepted<Volume>;
     /// Removes a volume and what is on it.
     volume_delete: volumes Delete "/volumes/{volume}", OPERATOR, Run, NoBody => 202 Json<Removal>;
 

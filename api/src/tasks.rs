@@ -24,6 +24,8 @@ pub enum TaskKind {
     VmDelete,
     /// Making a volume.
     VolumeCreate,
+    /// Growing a volume.
+    VolumeGrow,
     /// Removing a volume.
     VolumeDelete,
     /// Making a network.

@@ -24,6 +24,17 @@ pub struct VolumeCreate {
     pub from_image: Option<Ref>,
 }
 
+/// `PATCH /volumes/{volume}`: a volume grows, also while VMs have it; it never shrinks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeUpdate {
+    /// Refused with `revision_conflict` when the volume has changed since.
+    #[serde(default)]
+    pub revision: Option<u64>,
+    /// What it is to have; more than it has. File systems on it are the guest's to grow.
+    pub size: Mib,
+}
+
 /// Where a volume is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -49,6 +60,9 @@ pub struct Volume {
     pub host: HostId,
     /// Its size.
     pub size: Mib,
+    /// The size it is to have, while it grows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub growing_to: Option<Mib>,
     /// The image it was filled from.
     pub from_image: Option<ImageId>,
     /// Its phase.

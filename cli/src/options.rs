@@ -367,6 +367,16 @@ pub(crate) enum Volume {
         #[command(flatten)]
         wait: Wait,
     },
+    /// Make it larger, also while a VM has it; file systems on it are the guest's to grow
+    Grow {
+        /// Its name or id
+        volume: Ref,
+        /// What it is to have: 512M, 10G
+        #[arg(long, value_parser = size::parse)]
+        size: Mib,
+        #[command(flatten)]
+        wait: Wait,
+    },
     /// Remove
     Rm {
         /// Its name or id

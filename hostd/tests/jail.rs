@@ -160,6 +160,18 @@ async fn a_vm_process_is_walled_in_outlives_its_daemon_and_ends_when_told() {
     reaches(&supervisors, vm, |phase| *phase == Phase::Running).await;
     let pid = supervisors.pid(vm).unwrap();
 
+    // Its disk grows under it, once its volume has.
+    let early = supervisors.grow_disk(vm, 0, 2 << 20).await.unwrap_err();
+    assert_eq!(early.code, "disk_not_grown");
+    pool.grow(volume, 2 << 20).await.unwrap();
+    supervisors.grow_disk(vm, 0, 2 << 20).await.unwrap();
+    assert!(supervisors.grow_disk(vm, 1, 2 << 20).await.is_err());
+    // A VM without a process has nobody to tell.
+    supervisors
+        .grow_disk(VmId::mint(), 0, 2 << 20)
+        .await
+        .unwrap();
+
     // Who it is and what it may.
     let uid = UID_FIRST.to_string();
     assert!(

@@ -13,7 +13,7 @@ use api::networks::{NetworkCreate, NetworkKind, NetworkPhase};
 use api::tasks::TaskPhase;
 use api::units::{Mib, Millis};
 use api::vms::{BootSpec, DiskSpec, NicSpec, OnCrash, VmCreate, VmExit, VmPhase, VmUpdate};
-use api::volumes::{VolumeCreate, VolumePhase};
+use api::volumes::{VolumeCreate, VolumePhase, VolumeUpdate};
 use common::{Alone, host, name};
 use hostd::fake::{self, FakeHands};
 use hostd::reconcile::{Agreed, once};
@@ -567,6 +567,73 @@ async fn what_is_deleted_is_gone_from_the_world_and_then_from_the_state() {
         assert!(state.network(world.network).is_none());
         assert!(state.image(world.kernel).is_none());
     });
+}
+
+#[tokio::test]
+async fn a_volume_grows_first_on_disk_then_for_its_vms_then_in_the_record() {
+    let world = World::new();
+    world.settle().await;
+    let grow = |size| {
+        let update = VolumeUpdate {
+            revision: None,
+            size: Mib(size),
+        };
+        let task = TaskId::mint();
+        world.agreed.apply(Command::VolumeGrow {
+            volume: world.volume,
+            task,
+            update,
+        });
+        task
+    };
+    let size = || {
+        let view = |state: &State| state.volume(world.volume).unwrap().size;
+        world.agreed.read(view).0
+    };
+    let there = || world.hands.volumes.size(world.volume).unwrap() >> 20;
+    // Nobody has it open.
+    let task = grow(65);
+    world.settle().await;
+    assert_eq!(world.task(task), TaskPhase::Succeeded);
+    assert_eq!((size(), there()), (65, 65));
+    assert_eq!(world.hands.launcher.grown(), []);
+
+    // Its VM is just being started and may have looked already: it is told once it can be.
+    world.start();
+    let launcher = &world.hands.launcher;
+    launcher.place(world.vm, 1, Phase::Starting);
+    let task = grow(66);
+    world.settle().await;
+    assert_eq!(world.phase(), VmPhase::Starting);
+    assert_eq!(world.task(task), TaskPhase::Running);
+    assert_eq!((size(), there()), (65, 66));
+    launcher.becomes(world.vm, Phase::Running);
+    world.settle().await;
+    assert_eq!(world.task(task), TaskPhase::Succeeded);
+    assert_eq!((size(), there()), (66, 66));
+    assert_eq!(launcher.grown(), [(world.vm, 0, 66 << 20)]);
+
+    // What its process refuses is told, and asked again it is done again.
+    let fault = |code: &str| Fault {
+        code: code.into(),
+        cause: "no".into(),
+        next: "again".into(),
+    };
+    launcher.fail(Some(fault("disk_not_grown")));
+    let task = grow(67);
+    world.settle().await;
+    assert!(matches!(world.task(task), TaskPhase::Failed { .. }));
+    assert_eq!((size(), there()), (66, 67));
+    launcher.fail(None);
+    let task = grow(67);
+    world.settle().await;
+    assert_eq!(world.task(task), TaskPhase::Succeeded);
+    assert_eq!((size(), there()), (67, 67));
+    world.hands.volumes.fail(Some(fault("no_space")));
+    let task = grow(68);
+    world.settle().await;
+    assert!(matches!(world.task(task), TaskPhase::Failed { .. }));
+    assert_eq!((size(), there()), (67, 67));
 }
 
 #[tokio::test]

@@ -25,7 +25,7 @@ use crate::users::{
     UserCreate,
 };
 use crate::vms::{Vm, VmCreate, VmUpdate};
-use crate::volumes::{Volume, VolumeCreate};
+use crate::volumes::{Volume, VolumeCreate, VolumeUpdate};
 
 /// Bytes read from an upload's source at once.
 const CHUNK_LEN: usize = 256 * 1024;
@@ -76,6 +76,7 @@ calls! {
     volume_list() => List<Volume>;
     volume_get(volume) => Volume;
     volume_create() body VolumeCreate => Accepted<Volume>;
+    volume_update(volume) body VolumeUpdate => Accepted<Volume>;
     volume_delete(volume) => Removal;
     network_list() => List<Network>;
     network_get(network) => Network;

@@ -1,7 +1,7 @@
 //! `lqx volume`.
 
 use api::client::Client;
-use api::volumes::VolumeCreate;
+use api::volumes::{VolumeCreate, VolumeUpdate};
 
 use super::finish;
 use crate::failure::Failure;
@@ -48,6 +48,16 @@ pub(super) async fn run(client: &Client, command: Volume, output: Output) -> Res
             let name = &accepted.object.name;
             finish(client, accepted.task, &wait, &format!("creating {name}")).await?;
             output.object(&accepted.object, format!("volume {name} created"))
+        }
+        Volume::Grow { volume, size, wait } => {
+            let request = VolumeUpdate {
+                revision: None,
+                size,
+            };
+            let accepted = client.volume_update(&volume, &request).await?;
+            let name = &accepted.object.name;
+            finish(client, accepted.task, &wait, &format!("growing {name}")).await?;
+            output.object(&accepted.object, format!("volume {name} grown"))
         }
         Volume::Rm { volume, wait } => {
             let removal = client.volume_delete(&volume).await?;

@@ -28,6 +28,7 @@ struct Shared {
 struct Table {
     vms: BTreeMap<VmId, Process>,
     launches: u64,
+    grown: Vec<(VmId, u8, u64)>,
     failing: Option<Fault>,
     deaf: bool,
 }
@@ -58,7 +59,12 @@ impl FakeLauncher {
         lock(&self.shared.table).launches
     }
 
-    /// From now on launching fails so, or works again.
+    /// Which disks of which processes were told to grow.
+    pub fn grown(&self) -> Vec<(VmId, u8, u64)> {
+        lock(&self.shared.table).grown.clone()
+    }
+
+    /// From now on launching and growing fail so, or works again.
     pub fn fail(&self, fault: Option<Fault>) {
         lock(&self.shared.table).failing = fault;
     }
@@ -128,6 +134,19 @@ impl Launcher for FakeLauncher {
             table.vms.insert(plan.vm, process);
         }
         self.tell();
+        Ok(())
+    }
+
+    async fn grow_disk(&self, vm: VmId, disk: u8, size_bytes: u64) -> Result<(), Fault> {
+        let mut table = lock(&self.shared.table);
+        match table.vms.get(&vm).map(|process| &process.phase) {
+            None | Some(Phase::Ended(_)) => return Ok(()),
+            Some(Phase::Starting | Phase::Running | Phase::Paused) => {}
+        }
+        if let Some(fault) = &table.failing {
+            return Err(fault.clone());
+        }
+        table.grown.push((vm, disk, size_bytes));
         Ok(())
     }
 

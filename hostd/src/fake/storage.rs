@@ -70,6 +70,11 @@ impl FakeVolumes {
         lock(&self.variables).contains(&vm)
     }
 
+    /// How long a volume is.
+    pub fn size(&self, volume: VolumeId) -> Option<u64> {
+        lock(&self.table).stored.get(&volume).copied()
+    }
+
     /// The bytes of a volume are gone.
     pub fn lose(&self, volume: VolumeId) {
         lock(&self.table).stored.remove(&volume);
@@ -90,6 +95,24 @@ impl Volumes for FakeVolumes {
             table.made += 1;
         }
         progress.send_replace(Percent(100));
+        Ok(())
+    }
+
+    async fn grow(&self, volume: VolumeId, size_bytes: u64) -> Result<(), Fault> {
+        let mut table = lock(&self.table);
+        if let Some(fault) = &table.failing {
+            return Err(fault.clone());
+        }
+        match table.stored.get_mut(&volume) {
+            Some(size) => *size = size_bytes.max(*size),
+            None => {
+                return Err(fault(
+                    "storage_error",
+                    "there is no such volume",
+                    "create it",
+                ));
+            }
+        }
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! Volumes: created, filled, removed.
+//! Volumes: created, filled, grown, removed.
 //!
 //! A file that no record knows is left alone: bytes are never removed on a suspicion.
 
@@ -6,18 +6,19 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::ids::{HostId, VolumeId};
+use api::ids::{HostId, VmId, VolumeId};
 use api::images::ImageFormat;
-use api::units::Percent;
+use api::units::{Mib, Percent};
+use api::vms::VmPhase;
 use api::volumes::VolumePhase;
 use futures_util::future::join_all;
-use hostd_state::{Command, Report, State};
+use hostd_state::{Command, Fault, Report, State};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::{Agreed, Hands, IDLE, Reconciler, RoundError};
 use crate::storage::{Source, Stored, VolumePlan, Volumes};
-use crate::vms::fault;
+use crate::vms::{Launcher, fault};
 
 /// How often the progress of filling a volume is told.
 const TELL: Duration = Duration::from_secs(1);
@@ -39,6 +40,8 @@ pub struct WantedVolume {
     pub phase: VolumePhase,
     /// What it shall be.
     pub plan: VolumePlan,
+    /// The size it shall have, while it grows.
+    pub growing_to: Option<Mib>,
 }
 
 /// What there is to do.
@@ -50,6 +53,8 @@ pub enum Step {
     ReportReady(VolumeId),
     /// Its bytes are gone.
     ReportLost(VolumeId),
+    /// Make it longer, tell its VMs, then report.
+    Grow(VolumeId, Mib),
     /// Remove it and say so.
     Remove(VolumeId),
 }
@@ -59,6 +64,7 @@ pub fn wanted(state: &State, host: HostId) -> Vec<WantedVolume> {
     let here = state.volumes().filter(|volume| volume.host == host);
     here.map(|volume| WantedVolume {
         phase: volume.phase,
+        growing_to: volume.growing_to,
         plan: VolumePlan {
             volume: volume.id,
             size_bytes: volume.size.bytes().unwrap_or(u64::MAX),
@@ -70,6 +76,16 @@ pub fn wanted(state: &State, host: HostId) -> Vec<WantedVolume> {
                     .map_or(ImageFormat::Raw, |image| image.format),
             }),
         },
+    })
+    .collect()
+}
+
+/// The VMs that have a volume, as which of their disks, and where they stand.
+fn users(state: &State, host: HostId, volume: VolumeId) -> Vec<(VmId, u8, VmPhase)> {
+    let here = state.vms().filter(|vm| vm.host == host);
+    here.filter_map(|vm| {
+        let disk = vm.disks.iter().position(|disk| disk.volume == volume)?;
+        Some((vm.id, u8::try_from(disk).ok()?, vm.phase))
     })
     .collect()
 }
@@ -87,7 +103,8 @@ pub fn plan(want: &[WantedVolume], have: &[Stored<VolumeId>]) -> Vec<Step> {
             (VolumePhase::Creating, false) => Some(Step::Create(want.plan.clone())),
             (VolumePhase::Creating, true) => Some(Step::ReportReady(id)),
             (VolumePhase::Ready, false) => Some(Step::ReportLost(id)),
-            (VolumePhase::Ready, true) | (VolumePhase::Failed, _) => None,
+            (VolumePhase::Ready, true) => want.growing_to.map(|size| Step::Grow(id, size)),
+            (VolumePhase::Failed, _) => None,
             (VolumePhase::Deleting, _) => Some(Step::Remove(id)),
         }
     };
@@ -97,6 +114,7 @@ pub fn plan(want: &[WantedVolume], have: &[Stored<VolumeId>]) -> Vec<Step> {
 impl<A, L, V, I, N> VolumeReconciler<A, L, V, I, N>
 where
     A: Agreed,
+    L: Launcher,
     V: Volumes,
 {
     /// Performs a step. Gives when to look again.
@@ -124,6 +142,20 @@ where
                     report: Report::Failed(lost),
                 }
             }
+            Step::Grow(volume, size) => match self.grow(volume, size).await {
+                Ok(false) => return Ok(RETRY),
+                done => {
+                    let fault = done.err();
+                    if let Some(fault) = &fault {
+                        warn!(%volume, cause = fault.cause, "a volume can not grow");
+                    }
+                    Command::VolumeGrown {
+                        volume,
+                        size,
+                        fault,
+                    }
+                }
+            },
             Step::Remove(volume) => match self.hands.volumes.remove(volume).await {
                 Ok(()) => {
                     info!(%volume, "volume removed");
@@ -137,6 +169,23 @@ where
         };
         self.agreed.report(report).await?;
         Ok(IDLE)
+    }
+
+    /// Its bytes first, then its VMs; true when all have it.
+    async fn grow(&self, volume: VolumeId, size: Mib) -> Result<bool, Fault> {
+        let bytes = size.bytes().unwrap_or(u64::MAX);
+        self.hands.volumes.grow(volume, bytes).await?;
+        // Read behind that: a VM that is started from now on finds it as it is.
+        let users = self.agreed.read(|state| users(state, self.host, volume));
+        if users.iter().any(|(.., phase)| *phase == VmPhase::Starting) {
+            // It may have looked before and can not be told yet.
+            return Ok(false);
+        }
+        for (vm, disk, _) in users {
+            self.hands.launcher.grow_disk(vm, disk, bytes).await?;
+        }
+        info!(%volume, %size, "volume grown");
+        Ok(true)
     }
 
     async fn create(&self, plan: VolumePlan) -> Result<Report, RoundError> {
@@ -174,7 +223,7 @@ impl<A, L, V, I, N> Reconciler for VolumeReconciler<A, L, V, I, N>
 where
     A: Agreed,
     V: Volumes,
-    L: Send + Sync + 'static,
+    L: Launcher,
     I: Send + Sync + 'static,
     N: Send + Sync + 'static,
 {
@@ -228,10 +277,19 @@ mod tests {
             let want = [WantedVolume {
                 phase,
                 plan: wanted.clone(),
+                growing_to: None,
             }];
             assert_eq!(plan(&want, &there).first(), present.as_ref(), "{phase:?}");
             assert_eq!(plan(&want, &[]).first(), absent.as_ref(), "{phase:?}");
         }
+        let want = WantedVolume {
+            phase: VolumePhase::Ready,
+            plan: wanted,
+            growing_to: Some(Mib(9)),
+        };
+        let want = [want];
+        assert_eq!(plan(&want, &there), [Step::Grow(volume, Mib(9))]);
+        assert_eq!(plan(&want, &[]), [Step::ReportLost(volume)]);
         assert_eq!(plan(&[], &there), [], "an unknown file is left alone");
     }
 }

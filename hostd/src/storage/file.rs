@@ -270,6 +270,27 @@ impl FileVolumes {
         })
     }
 
+    fn grow_now(&self, volume: VolumeId, size_bytes: u64) -> Result<(), StorageError> {
+        let path = self.path(volume);
+        let mut options = OpenOptions::new();
+        let file = options
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(at("open", &path))?;
+        let have = file.metadata().map_err(at("look at", &path))?.len();
+        let wanted = size_bytes.saturating_sub(have);
+        let left = self.space()?.left();
+        if wanted > left {
+            return Err(StorageError::Full { wanted, left });
+        }
+        if wanted > 0 {
+            file.set_len(size_bytes).map_err(at("size", &path))?;
+        }
+        // Also when it was long enough: by whom, and whether durably, nobody knows.
+        file.sync_all().map_err(at("sync", &path))
+    }
+
     fn fill(
         &self,
         plan: &VolumePlan,
@@ -360,6 +381,11 @@ impl Volumes for FileVolumes {
     async fn create(&self, plan: VolumePlan, progress: Progress) -> Result<(), Fault> {
         let pool = self.clone();
         blocking(move || pool.create_now(&plan, &progress)).await
+    }
+
+    async fn grow(&self, volume: VolumeId, size_bytes: u64) -> Result<(), Fault> {
+        let pool = self.clone();
+        blocking(move || pool.grow_now(volume, size_bytes)).await
     }
 
     async fn remove(&self, volume: VolumeId) -> Result<(), Fault> {
@@ -487,6 +513,27 @@ mod tests {
         pool.remove(plan.volume).await.unwrap();
         pool.remove(plan.volume).await.unwrap();
         assert_eq!(pool.list().await.unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn a_volume_grows_while_it_is_open_and_never_shrinks() {
+        let (_data, pool) = pool();
+        let plan = plan(1 << 20, None);
+        pool.create(plan.clone(), progress()).await.unwrap();
+        let file = pool.open(plan.volume, false).await.unwrap();
+        file.write_all_at(b"kept", (1 << 20) - 4).unwrap();
+        for (asked, len) in [(3 << 20, 3 << 20), (2 << 20, 3 << 20), (3 << 20, 3 << 20)] {
+            pool.grow(plan.volume, asked).await.unwrap();
+            assert_eq!(file.metadata().unwrap().len(), len);
+        }
+        let mut around = [1; 8];
+        file.read_exact_at(&mut around, (1 << 20) - 4).unwrap();
+        assert_eq!(&around, b"kept\0\0\0\0");
+        let full = pool.grow(plan.volume, 1 << 60).await.unwrap_err();
+        assert_eq!(full.code, "no_space");
+        assert_eq!(file.metadata().unwrap().len(), 3 << 20);
+        let absent = pool.grow(VolumeId::mint(), 1 << 20).await.unwrap_err();
+        assert_eq!(absent.code, "storage_error");
     }
 
     #[tokio::test]

@@ -63,6 +63,13 @@ pub trait Volumes: Send + Sync + 'static {
         progress: Progress,
     ) -> impl Future<Output = Result<(), Fault>> + Send;
 
+    /// Makes a volume at least this long, durably; what is new reads as zeroes. VMs may have it open.
+    fn grow(
+        &self,
+        volume: VolumeId,
+        size_bytes: u64,
+    ) -> impl Future<Output = Result<(), Fault>> + Send;
+
     /// Removes a volume, durably. Absent is fine.
     fn remove(&self, volume: VolumeId) -> impl Future<Output = Result<(), Fault>> + Send;
 

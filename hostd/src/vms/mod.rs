@@ -113,6 +113,14 @@ pub trait Launcher: Send + Sync + 'static {
     /// Asks a VM for something. What comes of it shows in [`Launcher::list`].
     fn request(&self, vm: VmId, request: VmRequest) -> impl Future<Output = ()> + Send;
 
+    /// Tells a VM's process that the volume of a disk is longer now. One that is not there finds out when it starts.
+    fn grow_disk(
+        &self,
+        vm: VmId,
+        disk: u8,
+        size_bytes: u64,
+    ) -> impl Future<Output = Result<(), Fault>> + Send;
+
     /// Clears away what is left of an ended VM.
     fn forget(&self, vm: VmId) -> impl Future<Output = Result<(), Fault>> + Send;
 

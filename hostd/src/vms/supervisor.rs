@@ -246,6 +246,23 @@ impl Launcher for Supervisors {
         Ok(())
     }
 
+    async fn grow_disk(&self, vm: VmId, disk: u8, size_bytes: u64) -> Result<(), Fault> {
+        let phase = self.shared.vms().get(&vm).map(|entry| entry.phase.clone());
+        if matches!(phase, None | Some(Phase::Ended(_))) {
+            return Ok(());
+        }
+        let path = VmFolder::of(&self.shared.config.run, vm).control();
+        let bytes = size_bytes;
+        let asked = super::control::ask(&path, Operation::ResizeDisk { disk, bytes });
+        asked.await.map(drop).map_err(|error| {
+            fault(
+                "disk_not_grown",
+                crate::report::chain(&error),
+                "grow the volume once more, or restart the VM: it has the new size then",
+            )
+        })
+    }
+
     async fn request(&self, vm: VmId, request: VmRequest) {
         let requests = self
             .shared

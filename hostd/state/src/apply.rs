@@ -212,6 +212,16 @@ impl Step<'_> {
                 spec,
             } => volumes::create(self, *volume, *task, *host, spec),
             Command::VolumeObserved { volume, report } => volumes::observed(self, *volume, report),
+            Command::VolumeGrow {
+                volume,
+                task,
+                update,
+            } => volumes::grow(self, *volume, *task, update),
+            Command::VolumeGrown {
+                volume,
+                size,
+                fault,
+            } => volumes::grown(self, *volume, *size, fault.as_ref()),
             Command::VolumeDelete { volume, task } => volumes::delete(self, *volume, *task),
             Command::VolumeRemoved { volume } => volumes::removed(self, *volume),
 

@@ -214,6 +214,24 @@ pub enum Command {
         /// What its host saw.
         report: Report,
     },
+    /// It is to grow.
+    VolumeGrow {
+        /// The volume.
+        volume: VolumeId,
+        /// Fresh id.
+        task: TaskId,
+        /// What was asked.
+        update: api::volumes::VolumeUpdate,
+    },
+    /// It has grown, for its VMs too, or it could not.
+    VolumeGrown {
+        /// The volume.
+        volume: VolumeId,
+        /// To which size.
+        size: api::units::Mib,
+        /// Why not.
+        fault: Option<Fault>,
+    },
     /// Wanted gone.
     VolumeDelete {
         /// The volume.

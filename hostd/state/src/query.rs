@@ -51,6 +51,7 @@ impl State {
             name: volume.name.clone(),
             host: volume.host,
             size: volume.size,
+            growing_to: volume.growing_to,
             from_image: volume.from_image,
             phase: volume.phase,
             attached_to: users.and_then(|vms| vms.first().copied()),

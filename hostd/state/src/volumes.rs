@@ -6,8 +6,12 @@
 //!               └──failed──► Failed◄┘───┘
 //! ```
 //!
+//! A ready volume may grow: `growing_to` is what is wanted, `size` what it surely has. Its bytes are there first, then its
+//! VMs know, then the record says so; what is cut off in between is done once more.
+//!
 //! Any number of VMs may have it read-only, or one VM may write to it.
 
+use api::ErrorCode;
 use api::condition::Condition;
 use api::events::{ChangeOp, Noun};
 use api::ids::{HostId, ImageId, TaskId, VolumeId};
@@ -15,12 +19,12 @@ use api::images::{ImageKind, ImagePhase};
 use api::names::Name;
 use api::tasks::TaskKind;
 use api::units::{Mib, Millis};
-use api::volumes::{SIZE_MAX, VolumeCreate, VolumePhase};
+use api::volumes::{SIZE_MAX, VolumeCreate, VolumePhase, VolumeUpdate};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::apply::{Outcome, Step};
-use crate::command::Report;
+use crate::command::{Fault, Report};
 use crate::images::{ImageRecord, not_wanted_gone};
 use crate::refused::Refused;
 use crate::table::Record;
@@ -36,6 +40,9 @@ pub struct VolumeRecord {
     pub host: HostId,
     /// Its size.
     pub size: Mib,
+    /// The size it is to have, while it grows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub growing_to: Option<Mib>,
     /// The image it is filled from.
     pub from_image: Option<ImageId>,
     /// Its phase.
@@ -90,6 +97,7 @@ pub(crate) fn create(
         name: spec.name.clone(),
         host,
         size: spec.size,
+        growing_to: None,
         from_image,
         phase: VolumePhase::Creating,
         condition: None,
@@ -153,6 +161,7 @@ pub(crate) fn observed(
         }
         (VolumePhase::Creating | VolumePhase::Ready, Report::Failed(fault)) => {
             volume.phase = VolumePhase::Failed;
+            volume.growing_to = None;
             volume.condition = Some(fault.condition(step.at));
             if let Some(task) = volume.task.take() {
                 step.task_failed(task, fault.error());
@@ -161,6 +170,84 @@ pub(crate) fn observed(
         }
         (VolumePhase::Ready, Report::Progress(_) | Report::Ready)
         | (VolumePhase::Failed | VolumePhase::Deleting, _) => {}
+    }
+    Ok(Outcome::object(id.0))
+}
+
+/// Wanted larger; one step at a time.
+pub(crate) fn grow(
+    step: &mut Step<'_>,
+    id: VolumeId,
+    task: TaskId,
+    update: &VolumeUpdate,
+) -> Result<Outcome, Refused> {
+    let mut volume = get(step, id)?;
+    let name = &volume.name;
+    if update.revision.is_some_and(|seen| seen != volume.revision) {
+        return Err(Refused::new(
+            ErrorCode::RevisionConflict,
+            format!(
+                "volume `{name}` has changed: it is at revision {}",
+                volume.revision
+            ),
+            "read it again and repeat the change on what it is now",
+        ));
+    }
+    if volume.phase != VolumePhase::Ready {
+        return Err(Refused::wrong_phase(
+            format!("volume `{name}` is not ready"),
+            "wait for its task, or look at its condition",
+        ));
+    }
+    not_growing(&volume)?;
+    if update.size <= volume.size || update.size > SIZE_MAX {
+        return Err(Refused::invalid(
+            format!(
+                "volume `{name}` has {} and can grow to {SIZE_MAX}, not to {}",
+                volume.size, update.size
+            ),
+            "choose a larger size; a volume never shrinks",
+        ));
+    }
+    step.task_begin(task, TaskKind::VolumeGrow, id.0)?;
+    volume.growing_to = Some(update.size);
+    volume.task = Some(task);
+    step.put_volume(volume);
+    Ok(Outcome::task(id.0, task))
+}
+
+fn not_growing(volume: &VolumeRecord) -> Result<(), Refused> {
+    if volume.growing_to.is_none() {
+        return Ok(());
+    }
+    Err(Refused::wrong_phase(
+        format!("volume `{}` is growing", volume.name),
+        "wait for its task",
+    ))
+}
+
+/// What came of growing. What is not wanted any more is void.
+pub(crate) fn grown(
+    step: &mut Step<'_>,
+    id: VolumeId,
+    size: Mib,
+    fault: Option<&Fault>,
+) -> Result<Outcome, Refused> {
+    let mut volume = get(step, id)?;
+    if volume.growing_to == Some(size) {
+        volume.growing_to = None;
+        let task = volume.task.take();
+        match (fault, task) {
+            (None, task) => {
+                volume.size = size;
+                if let Some(task) = task {
+                    step.task_succeeded(task);
+                }
+            }
+            (Some(fault), Some(task)) => step.task_failed(task, fault.error()),
+            (Some(_), None) => {}
+        }
+        step.put_volume(volume);
     }
     Ok(Outcome::object(id.0))
 }
@@ -184,6 +271,7 @@ pub(crate) fn delete(step: &mut Step<'_>, id: VolumeId, task: TaskId) -> Result<
         }
         VolumePhase::Ready | VolumePhase::Failed => {}
     }
+    not_growing(&volume)?;
     let user = step
         .state
         .usage

@@ -9,6 +9,7 @@ use api::tasks::TaskPhase;
 use api::units::{Mib, Millis};
 use api::users::{AuditRecord, Role, Secret, TokenKind};
 use api::vms::*;
+use api::volumes::VolumeUpdate;
 use common::*;
 use expect_test::{Expect, expect};
 use hostd_state::{Command, Idempotency, Meta, Report, StopMode, VmReport, Want, can};
@@ -296,6 +297,96 @@ fn a_volume_shows_whose_it_is_from_creation_to_removal() {
     });
     world.ok(Command::VolumeRemoved { volume: ROOT });
     assert!(world.state.volume(ROOT).is_none());
+}
+
+#[test]
+fn a_volume_grows_once_at_a_time_and_never_shrinks() {
+    let mut world = World::furnished();
+    world.volume(ROOT, "root");
+    let view = |world: &World| world.state.volume_view(world.state.volume(ROOT).unwrap());
+    let size = view(&world).size;
+    let larger = |by| Mib(size.0 + by);
+    let grow = |world: &mut World, to| {
+        let update = VolumeUpdate {
+            revision: None,
+            size: to,
+        };
+        let task = world.task();
+        (
+            task,
+            Command::VolumeGrow {
+                volume: ROOT,
+                task,
+                update,
+            },
+        )
+    };
+    let grown = |size, fault| Command::VolumeGrown {
+        volume: ROOT,
+        size,
+        fault,
+    };
+    let (task, command) = grow(&mut world, larger(5));
+    world.ok(command);
+    assert_eq!(view(&world).growing_to, Some(larger(5)));
+    assert_eq!(view(&world).size, size, "not before it has");
+    let (_, again) = grow(&mut world, larger(6));
+    assert!(world.refused(again).starts_with("wrong_phase:"));
+    let delete = world.task();
+    let delete = Command::VolumeDelete {
+        volume: ROOT,
+        task: delete,
+    };
+    assert!(world.refused(delete).starts_with("wrong_phase:"));
+    // About another size: nobody asked.
+    world.ok(grown(larger(9), None));
+    assert_eq!(phase_of(&world, task), TaskPhase::Running);
+    world.ok(grown(larger(5), None));
+    assert_eq!(phase_of(&world, task), TaskPhase::Succeeded);
+    assert_eq!(
+        (view(&world).size, view(&world).growing_to),
+        (larger(5), None)
+    );
+    world.ok(grown(larger(5), Some(fault("late"))));
+    assert_eq!(view(&world).size, larger(5));
+
+    for wrong in [Mib(0), size, larger(5), Mib(api::volumes::SIZE_MAX.0 + 1)] {
+        let (_, command) = grow(&mut world, wrong);
+        assert!(world.refused(command).starts_with("invalid:"), "{wrong}");
+    }
+    let seen = view(&world).revision;
+    for (revision, fits) in [(seen - 1, false), (seen, true)] {
+        let task = world.task();
+        let update = VolumeUpdate {
+            revision: Some(revision),
+            size: larger(7),
+        };
+        let command = Command::VolumeGrow {
+            volume: ROOT,
+            task,
+            update,
+        };
+        match fits {
+            true => drop(world.ok(command)),
+            false => assert!(world.refused(command).starts_with("revision_conflict:")),
+        }
+    }
+    // It could not: it is as it was, and may be asked again.
+    world.ok(grown(larger(7), Some(fault("no_space"))));
+    assert_eq!(
+        (view(&world).size, view(&world).growing_to),
+        (larger(5), None)
+    );
+    assert_eq!(view(&world).phase, api::volumes::VolumePhase::Ready);
+    let (task, command) = grow(&mut world, larger(7));
+    world.ok(command);
+    // Its bytes are lost meanwhile.
+    world.ok(Command::VolumeObserved {
+        volume: ROOT,
+        report: Report::Failed(fault("volume_lost")),
+    });
+    assert!(matches!(phase_of(&world, task), TaskPhase::Failed { .. }));
+    assert_eq!(view(&world).growing_to, None);
 }
 
 #[test]

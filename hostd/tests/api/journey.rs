@@ -10,6 +10,7 @@ use api::limits::{NicLimits, RateLimits};
 use api::system::{AddressMode, Mode, NetworkSettings, PowerAction, PowerRequest};
 use api::tasks::TaskPhase;
 use api::vms::{BootSpec, DiskSpec, NicSpec, OnCrash, VmCreate, VmPhase};
+use api::volumes::VolumeUpdate;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -150,6 +151,14 @@ async fn from_an_image_to_a_running_vm_and_back_to_nothing() {
         admin.system_get().await.unwrap().memory_promised,
         api::units::Mib(64)
     );
+    let size = admin.volume_get("root").await.unwrap().size;
+    let update = VolumeUpdate {
+        revision: None,
+        size: api::units::Mib(size.0 + 1),
+    };
+    let grown = admin.volume_update("root", &update).await.unwrap();
+    admin.task_wait(grown.task, WITHIN).await.unwrap();
+    assert_eq!(admin.volume_get("root").await.unwrap().size, update.size);
     let rebooted = admin.vm_reboot("web").await.unwrap();
     admin.task_wait(rebooted.task, WITHIN).await.unwrap();
     let stopped = admin.vm_stop("web").await.unwrap();

@@ -417,6 +417,7 @@ pub fn good_bodies() -> BTreeMap<&'static str, serde_json::Value> {
             json!({"name": "i", "kind": "kernel", "size_bytes": 1, "sha256": "0".repeat(64)}),
         ),
         ("volume_create", json!({"name": "v", "size": 1})),
+        ("volume_update", json!({"size": 2})),
         (
             "network_create",
             json!({"name": "n", "kind": {"isolated": {"subnet": "10.77.0.0/24"}}}),

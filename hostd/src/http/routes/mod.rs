@@ -52,7 +52,7 @@ handlers! {
     users: token_list token_create token_delete user_list user_create user_delete audit_list;
     hosts: host_list host_get;
     images: image_list image_get image_create image_upload image_delete;
-    volumes: volume_list volume_get volume_create volume_delete;
+    volumes: volume_list volume_get volume_create volume_update volume_delete;
     networks: network_list network_get network_create network_delete;
     vms: vm_list vm_get vm_create vm_update vm_delete vm_start vm_stop vm_kill vm_reboot;
     serial: vm_serial;

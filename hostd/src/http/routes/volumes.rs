@@ -2,7 +2,7 @@
 
 use api::ApiError;
 use api::ids::{TaskId, VolumeId};
-use api::volumes::VolumeCreate;
+use api::volumes::{VolumeCreate, VolumeUpdate};
 use hostd_state::Command;
 
 use crate::http::call::{Call, Reply};
@@ -27,6 +27,21 @@ pub(super) async fn volume_create(call: Call) -> Result<Reply, ApiError> {
         spec,
     };
     call.accept("volume", &name, command, |state, id| {
+        state.volume(VolumeId(id)).map(|v| state.volume_view(v))
+    })
+    .await
+}
+
+pub(super) async fn volume_update(call: Call) -> Result<Reply, ApiError> {
+    let (volume, object) = call.target("volume", |state, reference| {
+        state.volume_ref(reference).map(|v| v.id.0)
+    })?;
+    let command = Command::VolumeGrow {
+        volume: VolumeId(volume),
+        task: TaskId::mint(),
+        update: call.body::<VolumeUpdate>()?,
+    };
+    call.accept("volume", &object, command, |state, id| {
         state.volume(VolumeId(id)).map(|v| state.volume_view(v))
     })
     .await

@@ -8,7 +8,7 @@ use api::networks::{NetworkCreate, NetworkKind};
 use api::units::{Mib, Millis, Percent};
 use api::users::{AuditRecord, Role, Secret, TokenKind};
 use api::vms::*;
-use api::volumes::VolumeCreate;
+use api::volumes::{VolumeCreate, VolumeUpdate};
 use hostd_state::{Command, Idempotency, Meta, Report, VmReport};
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -230,6 +230,14 @@ fn volume_command() -> impl Strategy<Value = Command> {
                 Command::VolumeCreate { volume, task, host, spec }
             }),
         4 => (volume(), report()).prop_map(|(volume, report)| Command::VolumeObserved { volume, report }),
+        2 => (volume(), task(), 0u64..5).prop_map(|(volume, task, size)| {
+            let update = VolumeUpdate { revision: None, size: Mib(size) };
+            Command::VolumeGrow { volume, task, update }
+        }),
+        2 => (volume(), 0u64..5, any::<bool>()).prop_map(|(volume, size, fails)| {
+            let fault = fails.then(|| fault("exhausted"));
+            Command::VolumeGrown { volume, size: Mib(size), fault }
+        }),
         1 => (volume(), task()).prop_map(|(volume, task)| Command::VolumeDelete { volume, task }),
         1 => volume().prop_map(|volume| Command::VolumeRemoved { volume }),
     ]
