@@ -361,8 +361,8 @@ pub(crate) enum Volume {
         /// Its size: 512M, 10G
         #[arg(long, value_parser = size::parse)]
         size: Mib,
-        /// Filled from this raw disk image
-        #[arg(long, value_name = "IMAGE")]
+        /// Filled from this disk image
+        #[arg(long = "from-image", alias = "from", value_name = "IMAGE")]
         from: Option<Ref>,
         #[command(flatten)]
         wait: Wait,

@@ -305,12 +305,23 @@ impl Appliance {
 
     /// Uploads a file as an image.
     pub async fn upload(&self, name: &str, kind: ImageKind, file: &Path) -> Result<()> {
+        self.upload_as(name, kind, ImageFormat::Raw, file).await
+    }
+
+    /// Uploads a file of another format than raw.
+    pub async fn upload_as(
+        &self,
+        name: &str,
+        kind: ImageKind,
+        format: ImageFormat,
+        file: &Path,
+    ) -> Result<()> {
         let bytes = fs::read(file).with_context(|| format!("reading {}", file.display()))?;
         let size_bytes = bytes.len() as u64;
         let request = ImageCreate {
             name: name.parse()?,
             kind,
-            format: ImageFormat::Raw,
+            format,
             size_bytes,
             sha256: hexadecimal(&Sha256::digest(&bytes)),
         };
@@ -350,7 +361,8 @@ async fn healthy(machine: &Machine, fingerprint: &str, within: Duration) -> Resu
     .map(drop)
 }
 
-fn hexadecimal(bytes: &[u8]) -> String {
+/// As checksums are written.
+pub fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

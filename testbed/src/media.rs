@@ -92,6 +92,32 @@ pub fn seed(path: &Path, seed: &str) -> Result<()> {
     Ok(())
 }
 
+/// A compressed qcow2 image of a disk of `mib` MiB, and what is on it: noise, holes and repetition.
+pub fn packed(path: &Path, mib: usize) -> Result<Vec<u8>> {
+    let tool =
+        needs::program("qemu-img").context("qemu-img is not installed (package qemu-utils)")?;
+    let mut content = vec![0; mib << 20];
+    let mut noise = 1_u32;
+    for (number, piece) in content.chunks_mut(64 << 10).enumerate() {
+        match number % 4 {
+            0 => piece.fill_with(|| {
+                noise = noise.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (noise >> 24) as u8
+            }),
+            1 => piece.fill((number % 251) as u8),
+            _ => {}
+        }
+    }
+    let raw = path.with_extension("raw");
+    fs::write(&raw, &content)?;
+    run(Command::new(tool)
+        .args(["convert", "-c", "-f", "raw", "-O", "qcow2"])
+        .arg(&raw)
+        .arg(path))?;
+    fs::remove_file(&raw)?;
+    Ok(content)
+}
+
 /// The GUID of a partitioned disk: for an installed one that is the install's own identity.
 pub fn disk_guid(path: &Path) -> Result<uuid::Uuid> {
     let table = gpt::GptConfig::new()

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use testbed::artifacts::dist;
 use testbed::lab::{ADMIN, Lab, lab_test};
+use testbed::media::packed;
 
 struct Lqx {
     program: PathBuf,
@@ -114,6 +115,18 @@ fn a_session_at_the_desk() -> Result<()> {
         )?;
         ensure!(again.contains("hint:"), "{again}");
         ensure!(lqx.ends(0, "image ls")?.contains("second"));
+        let packed_file = lab.file("packed.qcow2");
+        packed(&packed_file, 3)?;
+        let upload = format!("image upload {} --kind disk", packed_file.display());
+        let not_said = lqx.ends(2, &upload).context("which format it is")?;
+        ensure!(not_said.contains("--format qcow2"), "{not_said}");
+        lqx.ends(0, &format!("{upload} --format qcow2"))?;
+        let small = lqx.ends(1, "volume create small --size 2M --from-image packed.qcow2")?;
+        ensure!(small.contains("at least 3 MiB"), "{small}");
+        lqx.ends(
+            0,
+            "volume create unpacked --size 3M --from-image packed.qcow2",
+        )?;
         lqx.ends(0, "volume create data --size 64M")?;
         lqx.ends(1, "volume create data --size 64M")
             .context("the name is taken")?;

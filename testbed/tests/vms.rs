@@ -2,19 +2,41 @@
 
 use anyhow::{Result, ensure};
 use api::ErrorCode;
+use api::images::{ImageFormat, ImageKind};
 use api::units::Mib;
-use api::vms::{VmExit, VmPhase, VmUpdate};
+use api::vms::{DiskSpec, VmExit, VmPhase, VmUpdate};
+use api::volumes::VolumeCreate;
+use sha2::{Digest, Sha256};
 use testbed::expect::{eventually, refused, secs};
 use testbed::guest::{GuestConsole, demonstration_with_disk, phase, start};
-use testbed::lab::lab_test;
+use testbed::lab::{hexadecimal, lab_test};
+use testbed::media::packed;
 
 /// Made, started, its disk and network used, restarted with its data, stopped by its own shutdown, changed, deleted.
 #[test]
 fn a_vm_lives_its_whole_life() -> Result<()> {
     lab_test("a_vm_lives_its_whole_life", async |lab| {
+        let packed_file = lab.file("packed.qcow2");
+        let packed = packed(&packed_file, 8)?;
         let appliance = lab.prepared().await?;
         let api = appliance.api.clone();
-        let request = demonstration_with_disk(&api, "web").await?;
+        let mut request = demonstration_with_disk(&api, "web").await?;
+        // Another disk, whose content came as a qcow2 image.
+        appliance
+            .upload_as("packed", ImageKind::Disk, ImageFormat::Qcow2, &packed_file)
+            .await?;
+        let volume = VolumeCreate {
+            name: "web-packed".parse()?,
+            size: Mib(8),
+            from_image: Some("packed".parse()?),
+        };
+        let made = api.volume_create(&volume).await?;
+        api.task_wait(made.task, secs(120)).await?;
+        request.disks.push(DiskSpec {
+            volume: "web-packed".parse()?,
+            read_only: true,
+            limits: Default::default(),
+        });
         let vm = start(&api, &request).await?;
         ensure!(vm.phase == VmPhase::Running, "it is {:?}", vm.phase);
 
@@ -44,6 +66,11 @@ fn a_vm_lives_its_whole_life() -> Result<()> {
         })
         .await?;
 
+        // The second disk is what was packed, byte for byte.
+        let sum = console.run("sha256sum /dev/vdb", secs(60)).await?;
+        let expected = hexadecimal(&Sha256::digest(&packed));
+        ensure!(sum.starts_with(&expected), "{sum:?}, not {expected}");
+
         console
             .run("echo kept >/data/note && sync", secs(30))
             .await?;
@@ -51,11 +78,16 @@ fn a_vm_lives_its_whole_life() -> Result<()> {
         // What it did is counted.
         let metrics = api.metrics_get().await?;
         for family in ["vm_disk_writes", "vm_nic_sent_frames"] {
-            let sample = metrics
+            let start = format!("lqx_{family}_total{{vm=\"web\"");
+            let samples: Vec<&str> = metrics
                 .lines()
-                .find(|line| line.starts_with(&format!("lqx_{family}_total{{vm=\"web\"")));
-            let counted = sample.and_then(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
-            ensure!(counted > Some(0), "{family}: {sample:?}");
+                .filter(|line| line.starts_with(&start))
+                .collect();
+            let counted = samples
+                .iter()
+                .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
+                .max();
+            ensure!(counted > Some(0), "{family}: {samples:?}");
         }
 
         // A reboot asked for from outside: an orderly shutdown, then the same disk again.
