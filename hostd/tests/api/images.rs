@@ -126,3 +126,35 @@ async fn what_was_said_to_be_raw_is_raw() {
     );
     volume(&admin, "root", "disk", 1).await.unwrap();
 }
+
+/// The power went between the last byte and the word that it had come.
+#[tokio::test]
+async fn an_upload_that_nobody_was_told_of_is_looked_into_again() {
+    let lab = Lab::new().await;
+    let admin = lab.admin().await;
+    let good = qcow2_image(7 << 20, b"inside");
+    let mut bad = good.clone();
+    bad[35] = 1;
+    let mut tasks = Vec::new();
+    for (name, bytes) in [("good", good), ("bad", bad)] {
+        let spec = spec(name, ImageFormat::Qcow2, &bytes);
+        let create = admin.image_create(&spec).await.unwrap();
+        let images = lab.dir.path().join("data/images");
+        let unfinished = lab.dir.path().join(name);
+        std::fs::write(&unfinished, bytes).unwrap();
+        std::fs::rename(unfinished, images.join(create.object.id.to_string())).unwrap();
+        tasks.push(create.task);
+    }
+    // Any change makes the host look at what it has.
+    admin
+        .image_create(&spec("another", ImageFormat::Raw, b"x"))
+        .await
+        .unwrap();
+    admin.task_wait(tasks[0], WITHIN).await.unwrap();
+    let image = admin.image_get("good").await.unwrap();
+    assert_eq!(image.virtual_bytes, Some(7 << 20));
+    admin.task_wait(tasks[1], WITHIN).await.unwrap_err();
+    let image = admin.image_get("bad").await.unwrap();
+    let condition = image.condition.unwrap();
+    assert!(condition.cause.contains("encryption"), "{condition:?}");
+}
