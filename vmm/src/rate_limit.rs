@@ -220,7 +220,8 @@ mod tests {
             let (mut now, mut passed) = (0, Vec::new());
             for (pause, amount) in asked {
                 now += pause;
-                if limiter.take(amount, now) == 0 {
+                // What takes nothing passes even while something is paid off.
+                if limiter.take(amount, now) == 0 && amount > 0 {
                     passed.push((now, i128::from(amount)));
                 }
             }
@@ -244,7 +245,7 @@ mod tests {
         ) {
             let limits = RateLimits { operations_per_second: operations, ..bytes(rate, burst) };
             let mut limiter = Limiter::new(&limits, 0).unwrap();
-            let mut now = 0;
+            let (mut now, mut sum, first) = (0, 0, asked[0].0);
             for (pause, amount) in asked {
                 now += pause;
                 let wait = limiter.take(amount, now);
@@ -256,6 +257,11 @@ mod tests {
                     now += 1;
                     prop_assert_eq!(limiter.take(amount, now), 0);
                 }
+                // Nor did it pass too early by a part of a nanosecond.
+                sum += i128::from(amount) * PARTS;
+                let saved = i128::from(burst).max(amount.into()) * PARTS;
+                let since_full = i128::from(now - first);
+                prop_assert!(amount == 0 || sum <= saved + i128::from(rate) * since_full);
             }
         }
 
