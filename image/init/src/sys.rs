@@ -47,19 +47,24 @@ impl Signals {
 
     /// The next pending signal: its number, and which process sent it, if one did.
     pub(crate) fn next(&self) -> Option<(i32, Option<Pid>)> {
-        // `ssi_signo`, `ssi_errno`, `ssi_code` and `ssi_pid` come first in the 128 bytes: signalfd(2).
-        let mut info = [0u8; 128];
-        let Ok(128) = rustix::io::read(&self.0, &mut info) else {
-            return None;
-        };
-        let word =
-            |at: usize| i32::from_ne_bytes([info[at], info[at + 1], info[at + 2], info[at + 3]]);
-        let sender = match word(8) {
-            libc::SI_USER => Pid::from_raw(word(12)),
+        let mut info = [0u8; INFO_BYTES];
+        match rustix::io::read(&self.0, &mut info) {
+            Ok(INFO_BYTES) => Some(told(&info)),
             _ => None,
-        };
-        Some((word(0), sender))
+        }
     }
+}
+
+/// `struct signalfd_siginfo` (signalfd(2)): `ssi_signo`, `ssi_errno`, `ssi_code` and `ssi_pid` come first.
+const INFO_BYTES: usize = 128;
+
+fn told(info: &[u8; INFO_BYTES]) -> (i32, Option<Pid>) {
+    let word = |at: usize| i32::from_ne_bytes([info[at], info[at + 1], info[at + 2], info[at + 3]]);
+    let sender = match word(8) {
+        libc::SI_USER => Pid::from_raw(word(12)),
+        _ => None,
+    };
+    (word(0), sender)
 }
 
 /// Ctrl-Alt-Del sends SIGINT to PID 1 instead of restarting on the spot.
@@ -190,11 +195,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_signal_names_its_sender() {
-        let signals = Signals::block();
-        let me = rustix::process::getpid();
-        rustix::process::kill_process(me, rustix::process::Signal::USR2).unwrap();
-        assert_eq!(signals.next(), Some((libc::SIGUSR2, Some(me))));
+    fn a_signal_names_the_process_that_sent_it_and_the_kernel_is_none() {
+        let info = |code: i32| {
+            let mut info = [0u8; INFO_BYTES];
+            for (at, word) in [(0, libc::SIGINT), (8, code), (12, 77)] {
+                info[at..at + 4].copy_from_slice(&word.to_ne_bytes());
+            }
+            told(&info)
+        };
+        assert_eq!(info(libc::SI_USER), (libc::SIGINT, Pid::from_raw(77)));
+        assert_eq!(info(libc::SI_KERNEL), (libc::SIGINT, None));
     }
 
     #[test]
