@@ -50,6 +50,23 @@ impl Refused {
         Self::new(ErrorCode::Invalid, message, hint)
     }
 
+    /// Refuses a change of what has changed since it was `seen`.
+    pub(crate) fn if_changed(
+        noun: &str,
+        which: impl fmt::Display,
+        seen: Option<u64>,
+        revision: u64,
+    ) -> Result<(), Self> {
+        if seen.is_none_or(|seen| seen == revision) {
+            return Ok(());
+        }
+        Err(Self::new(
+            ErrorCode::RevisionConflict,
+            format!("{noun} `{which}` has changed: it is at revision {revision}"),
+            "read it again and repeat the change on what it is now",
+        ))
+    }
+
     /// Somebody else needs it.
     pub fn in_use(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self::new(ErrorCode::InUse, message, hint)

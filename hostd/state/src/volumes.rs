@@ -11,7 +11,6 @@
 //!
 //! Any number of VMs may have it read-only, or one VM may write to it.
 
-use api::ErrorCode;
 use api::condition::Condition;
 use api::events::{ChangeOp, Noun};
 use api::ids::{HostId, ImageId, TaskId, VolumeId};
@@ -183,16 +182,7 @@ pub(crate) fn grow(
 ) -> Result<Outcome, Refused> {
     let mut volume = get(step, id)?;
     let name = &volume.name;
-    if update.revision.is_some_and(|seen| seen != volume.revision) {
-        return Err(Refused::new(
-            ErrorCode::RevisionConflict,
-            format!(
-                "volume `{name}` has changed: it is at revision {}",
-                volume.revision
-            ),
-            "read it again and repeat the change on what it is now",
-        ));
-    }
+    Refused::if_changed("volume", name, update.revision, volume.revision)?;
     if volume.phase != VolumePhase::Ready {
         return Err(Refused::wrong_phase(
             format!("volume `{name}` is not ready"),

@@ -71,18 +71,7 @@ pub(crate) fn update(
     macs: &[String],
 ) -> Result<Outcome, Refused> {
     let mut vm = life::get(step, id)?;
-    if let Some(revision) = update.revision
-        && revision != vm.revision
-    {
-        return Err(Refused::new(
-            ErrorCode::RevisionConflict,
-            format!(
-                "vm `{}` has changed: it is at revision {}",
-                vm.name, vm.revision
-            ),
-            "read it again and repeat the change on what it is now",
-        ));
-    }
+    Refused::if_changed("vm", &vm.name, update.revision, vm.revision)?;
     can::update(&vm)?;
     if let Some(name) = &update.name
         && *name != vm.name
