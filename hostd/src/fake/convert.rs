@@ -9,8 +9,9 @@ use crate::storage::convert::{ConvertError, Converter, Job, Said, work};
 #[derive(Debug, Clone, Copy, Default)]
 pub struct OpenConverter;
 
-impl OpenConverter {
+impl Converter for OpenConverter {
     fn run(
+        &self,
         job: Job,
         image: &File,
         volume: Option<&File>,
@@ -26,27 +27,6 @@ impl OpenConverter {
             Ok(())
         };
         work(job, image.into(), volume, || Ok(()), say)
-    }
-}
-
-impl Converter for OpenConverter {
-    fn examine(&self, image: &File) -> Result<u64, ConvertError> {
-        Self::run(Job::Examine, image, None, None)
-    }
-
-    fn convert(
-        &self,
-        image: &File,
-        volume: &File,
-        progress: &Progress,
-    ) -> Result<(), ConvertError> {
-        let metadata = volume.metadata().map_err(|error| ConvertError::Host {
-            cause: error.to_string(),
-        })?;
-        let job = Job::Convert {
-            size_bytes: metadata.len(),
-        };
-        Self::run(job, image, Some(volume), Some(progress)).map(drop)
     }
 }
 

@@ -157,18 +157,43 @@ impl From<ConvertError> for Fault {
 
 /// Looks into images.
 pub trait Converter: std::fmt::Debug + Send + Sync {
+    /// Does a job; `volume` is there when it is to convert. Gives the size of the disk inside. Blocks.
+    ///
+    /// # Errors
+    /// The image cannot be used, does not fit, or this host cannot.
+    fn run(
+        &self,
+        job: Job,
+        image: &File,
+        volume: Option<&File>,
+        progress: Option<&Progress>,
+    ) -> Result<u64, ConvertError>;
+
     /// The size of the disk inside, if the image can be used. Blocks.
     ///
     /// # Errors
     /// It cannot be used, or this host cannot look.
-    fn examine(&self, image: &File) -> Result<u64, ConvertError>;
+    fn examine(&self, image: &File) -> Result<u64, ConvertError> {
+        self.run(Job::Examine, image, None, None)
+    }
 
     /// Writes the disk inside to `volume`, which has its length and reads as zeroes. Does not make it durable. Blocks.
     ///
     /// # Errors
     /// It cannot be used, does not fit, or this host cannot.
-    fn convert(&self, image: &File, volume: &File, progress: &Progress)
-    -> Result<(), ConvertError>;
+    fn convert(
+        &self,
+        image: &File,
+        volume: &File,
+        progress: &Progress,
+    ) -> Result<(), ConvertError> {
+        let metadata = volume.metadata();
+        let size_bytes = metadata
+            .map_err(|error| ConvertError::host("look at the volume", error))?
+            .len();
+        let job = Job::Convert { size_bytes };
+        self.run(job, image, Some(volume), Some(progress)).map(drop)
+    }
 }
 
 /// What is said of a job while it is done.

@@ -50,42 +50,6 @@ impl ConvertProcess {
         }
     }
 
-    fn run(
-        &self,
-        job: Job,
-        image: &File,
-        volume: Option<&File>,
-        progress: Option<&Progress>,
-    ) -> Result<u64, ConvertError> {
-        let (words, pidfd) = self
-            .give_birth(job, image, volume)
-            .map_err(|error| ConvertError::host("start the process that reads the image", error))?;
-        let last = listen(&words, progress);
-        if last.is_err() {
-            // It may have ended by itself.
-            let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
-        }
-        let ended = rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED)
-            .map_err(|error| {
-                ConvertError::host("wait for the process that reads the image", error)
-            })?;
-        match last? {
-            Some(Said::Done(size)) => Ok(size),
-            Some(Said::Failed(error)) => Err(plain(error)),
-            Some(Said::Progress(_)) | None => {
-                let signal = ended.and_then(|status| status.terminating_signal());
-                Err(ConvertError::Host {
-                    cause: match signal {
-                        Some(signal) => {
-                            format!("the process that reads the image was ended by signal {signal}")
-                        }
-                        None => "the process that reads the image ended early".to_owned(),
-                    },
-                })
-            }
-        }
-    }
-
     fn give_birth(
         &self,
         job: Job,
@@ -131,22 +95,38 @@ impl ConvertProcess {
 }
 
 impl Converter for ConvertProcess {
-    fn examine(&self, image: &File) -> Result<u64, ConvertError> {
-        self.run(Job::Examine, image, None, None)
-    }
-
-    fn convert(
+    fn run(
         &self,
+        job: Job,
         image: &File,
-        volume: &File,
-        progress: &Progress,
-    ) -> Result<(), ConvertError> {
-        let metadata = volume.metadata();
-        let size_bytes = metadata
-            .map_err(|error| ConvertError::host("look at the volume", error))?
-            .len();
-        let job = Job::Convert { size_bytes };
-        self.run(job, image, Some(volume), Some(progress)).map(drop)
+        volume: Option<&File>,
+        progress: Option<&Progress>,
+    ) -> Result<u64, ConvertError> {
+        let (words, pidfd) = self
+            .give_birth(job, image, volume)
+            .map_err(|error| ConvertError::host("start the process that reads the image", error))?;
+        let last = listen(&words, progress);
+        // Its last word is said; it ends now, if it has not, and is not waited for at its pleasure.
+        let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
+        let ended = rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED)
+            .map_err(|error| {
+                ConvertError::host("wait for the process that reads the image", error)
+            })?;
+        match last? {
+            Some(Said::Done(size)) => Ok(size),
+            Some(Said::Failed(error)) => Err(plain(error)),
+            Some(Said::Progress(_)) | None => {
+                let signal = ended.and_then(|status| status.terminating_signal());
+                Err(ConvertError::Host {
+                    cause: match signal {
+                        Some(signal) => {
+                            format!("the process that reads the image was ended by signal {signal}")
+                        }
+                        None => "the process that reads the image ended early".to_owned(),
+                    },
+                })
+            }
+        }
     }
 }
 
