@@ -91,7 +91,7 @@ test-kvm: deps images ## Run the tests that need /dev/kvm, in a guest that has i
 
 .PHONY: qemu
 qemu: PACKAGES += build-essential libattr1-dev libcap-ng-dev libfdt-dev libglib2.0-dev libpixman-1-dev libslirp-dev meson ninja-build patch pkg-config python3-venv xz-utils
-qemu: deps binaries ## Build the QEMU with which test-kvm can run UEFI guests where it has to emulate (once, minutes)
+qemu: deps binaries ## Build the QEMU with which test-kvm and testbed can run UEFI guests where they have to emulate (once, minutes)
 	$(TESTBED) qemu
 
 .PHONY: fuzz-smoke

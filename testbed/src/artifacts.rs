@@ -81,6 +81,12 @@ pub fn unpacked(path: &str) -> Option<PathBuf> {
     files.find(|file| file.is_file())
 }
 
+/// The stub that UKIs begin with.
+pub fn uki_stub() -> Result<PathBuf> {
+    unpacked("usr/lib/systemd/boot/efi/linuxx64.efi.stub")
+        .context("the UKI stub is not in the cache: `make uki` fetches it")
+}
+
 /// `lib/modules/<release>` in the unpacked packages of the cache.
 fn unpacked_modules(cache: &Path, release: &str) -> Result<PathBuf> {
     let packages = cache.join("base");

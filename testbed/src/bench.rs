@@ -3,7 +3,7 @@
 mod programs;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::accel::Accelerator;
 use crate::agent::UP_MARKER;
-use crate::artifacts::{cache, dist, repository};
+use crate::artifacts::{dist, repository, uki_stub};
 use crate::expect::{answered, secs};
 use crate::guest::{GuestConsole, demonstration_with_disk, start};
 use crate::initramfs::Initramfs;
@@ -252,7 +252,7 @@ fn baseline_disk(lab: &Lab, disk: &Path) -> Result<()> {
     }
     archive.console()?;
     archive.copy("init", 0o755, &runner::agent_binary()?)?;
-    let stub = fs::read(stub()?)?;
+    let stub = fs::read(uki_stub()?)?;
     let sections = [
         (".osrel", image::rootfs::os_release("0.0.1").into_bytes()),
         (".cmdline", image::uki::COMMAND_LINE.as_bytes().to_vec()),
@@ -290,23 +290,6 @@ fn baseline_disk(lab: &Lab, disk: &Path) -> Result<()> {
         "mcopy",
         &[&uki.display().to_string(), "::EFI/Linux/baseline.efi"],
     )
-}
-
-/// The stub that UKIs begin with.
-pub fn stub() -> Result<PathBuf> {
-    let packages = cache().join("base");
-    let entries = packages
-        .read_dir()
-        .with_context(|| format!("reading {}", packages.display()))?;
-    entries
-        .flatten()
-        .map(|entry| {
-            entry
-                .path()
-                .join("usr/lib/systemd/boot/efi/linuxx64.efi.stub")
-        })
-        .find(|file| file.is_file())
-        .context("the UKI stub is not in the cache: `make uki` fetches it")
 }
 
 /// What an idle appliance takes, and what a VM takes beyond its guest's memory.

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use api::client::{Client, Serial};
 use api::ids::VmId;
 use api::units::Mib;
-use api::vms::{BootSpec, DiskSpec, NicSpec, OnCrash, Vm, VmCreate, VmPhase};
+use api::vms::{BootSpec, DiskSpec, NicSpec, OnCrash, Vm, VmCreate, VmExit, VmPhase};
 use api::volumes::VolumeCreate;
 use regex::Regex;
 use tokio::time::{Instant, timeout_at};
@@ -89,6 +89,15 @@ pub async fn phase(api: &Client, vm: VmId, phase: VmPhase, within: Duration) -> 
         bail!("it is {:?}, {:?}", seen.phase, seen.condition)
     })
     .await
+}
+
+/// Waits until the guest's own power-off has made the VM stopped, not failed.
+pub async fn powered_off(api: &Client, vm: VmId) -> Result<()> {
+    let off = phase(api, vm, VmPhase::Stopped, secs(120)).await?;
+    if off.last_exit != Some(VmExit::GuestPowerOff) {
+        bail!("it is stopped, but by {:?}", off.last_exit);
+    }
+    Ok(())
 }
 
 /// A guest's serial console.

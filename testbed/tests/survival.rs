@@ -4,9 +4,10 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use api::ErrorCode;
-use api::client::ClientError;
+use api::client::{Client, ClientError};
+use api::ids::VmId;
 use api::units::Mib;
-use api::vms::{VmExit, VmPhase};
+use api::vms::{Vm, VmExit, VmPhase};
 use api::volumes::{VolumeCreate, VolumePhase};
 use testbed::expect::{eventually, secs};
 use testbed::guest::{GuestConsole, demonstration, demonstration_with_disk, phase, start};
@@ -173,17 +174,35 @@ fn a_power_cut_loses_nothing_acknowledged() -> Result<()> {
     })
 }
 
+/// A VM with a disk that starts with its host, up.
+async fn starts_with_its_host(api: &Client) -> Result<(Vm, GuestConsole)> {
+    let mut request = demonstration_with_disk(api, "web").await?;
+    request.autostart = true;
+    let vm = start(api, &request).await?;
+    let mut console = GuestConsole::open(api, vm.id).await?;
+    console.ready(secs(180)).await?;
+    Ok((vm, console))
+}
+
+/// At its second boot, the guest's disk has what was put onto it at the first.
+async fn note_is_kept(api: &Client, vm: VmId) -> Result<()> {
+    let mut console = GuestConsole::open(api, vm).await?;
+    ensure!(
+        console.ready(secs(180)).await?.boots == 2,
+        "the guest's disk forgot a boot"
+    );
+    let said = console.run("cat /data/note", secs(30)).await?;
+    ensure!(said == "kept", "{said:?}");
+    Ok(())
+}
+
 /// A VM that is to start with its host does so after a power cut, with its disk.
 #[test]
 fn a_vm_comes_back_after_a_power_cut() -> Result<()> {
     lab_test("a_vm_comes_back_after_a_power_cut", async |lab| {
         let api = lab.prepared().await?.api.clone();
         let disk = lab.file("disk.raw");
-        let mut request = demonstration_with_disk(&api, "web").await?;
-        request.autostart = true;
-        let vm = start(&api, &request).await?;
-        let mut console = GuestConsole::open(&api, vm.id).await?;
-        console.ready(secs(180)).await?;
+        let (vm, mut console) = starts_with_its_host(&api).await?;
         console
             .run("echo kept >/data/note && sync", secs(30))
             .await?;
@@ -196,29 +215,18 @@ fn a_vm_comes_back_after_a_power_cut() -> Result<()> {
             "generation {} again",
             back.generation
         );
-        let mut console = GuestConsole::open(&api, vm.id).await?;
-        ensure!(
-            console.ready(secs(180)).await?.boots == 2,
-            "the guest's disk forgot a boot"
-        );
-        let said = console.run("cat /data/note", secs(30)).await?;
-        ensure!(said == "kept", "{said:?}");
-        Ok(())
+        note_is_kept(&api, vm.id).await
     })
 }
 
 /// The host's power button: guests power themselves off first, so that what they had not written yet is on their disks; then the
-/// machine is off. What ran is started again with the host.
+/// machine is off. What starts with its host does so again.
 #[test]
 fn the_power_button_lets_guests_power_off() -> Result<()> {
     lab_test("the_power_button_lets_guests_power_off", async |lab| {
         let api = lab.prepared().await?.api.clone();
         let disk = lab.file("disk.raw");
-        let mut request = demonstration_with_disk(&api, "web").await?;
-        request.autostart = true;
-        let vm = start(&api, &request).await?;
-        let mut console = GuestConsole::open(&api, vm.id).await?;
-        console.ready(secs(180)).await?;
+        let (vm, mut console) = starts_with_its_host(&api).await?;
         // Nothing in the guest writes this out but its own shutdown.
         console
             .run(
@@ -230,11 +238,7 @@ fn the_power_button_lets_guests_power_off() -> Result<()> {
 
         let api = lab.boot_again(&disk, access).await?.api.clone();
         phase(&api, vm.id, VmPhase::Running, secs(120)).await?;
-        let mut console = GuestConsole::open(&api, vm.id).await?;
-        ensure!(console.ready(secs(180)).await?.boots == 2);
-        let said = console.run("cat /data/note", secs(30)).await?;
-        ensure!(said == "kept", "{said:?}");
-        Ok(())
+        note_is_kept(&api, vm.id).await
     })
 }
 

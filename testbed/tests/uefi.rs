@@ -5,13 +5,12 @@ use std::fs;
 use anyhow::{Result, ensure};
 use api::images::ImageKind;
 use api::units::Mib;
-use api::vms::{BootSpec, DiskSpec, VmExit, VmPhase};
+use api::vms::{BootSpec, DiskSpec};
 use api::volumes::VolumeCreate;
 use testbed::accel::Accelerator;
-use testbed::artifacts::dist;
-use testbed::bench::stub;
+use testbed::artifacts::{dist, uki_stub};
 use testbed::expect::secs;
-use testbed::guest::{GuestConsole, demonstration_with_disk, phase, start};
+use testbed::guest::{GuestConsole, demonstration_with_disk, powered_off, start};
 use testbed::lab::lab_test;
 use testbed::{media, needs, qemu};
 
@@ -34,7 +33,7 @@ fn uefi_a_vm_boots_what_is_on_its_disk() -> Result<()> {
         ];
         fs::write(
             &loader,
-            image::uki::assemble(&fs::read(stub()?)?, &sections)?,
+            image::uki::assemble(&fs::read(uki_stub()?)?, &sections)?,
         )?;
         let disk = lab.file("system.raw");
         media::bootable(&disk, &loader)?;
@@ -68,12 +67,6 @@ fn uefi_a_vm_boots_what_is_on_its_disk() -> Result<()> {
         ensure!(console.ready(secs(400)).await?.boots == 2);
 
         console.line("poweroff").await?;
-        let off = phase(&api, vm.id, VmPhase::Stopped, secs(120)).await?;
-        ensure!(
-            off.last_exit == Some(VmExit::GuestPowerOff),
-            "{:?}",
-            off.last_exit
-        );
-        Ok(())
+        powered_off(&api, vm.id).await
     })
 }

@@ -4,11 +4,11 @@ use anyhow::{Result, ensure};
 use api::ErrorCode;
 use api::images::{ImageFormat, ImageKind};
 use api::units::Mib;
-use api::vms::{DiskSpec, VmExit, VmPhase, VmUpdate};
+use api::vms::{DiskSpec, VmPhase, VmUpdate};
 use api::volumes::VolumeCreate;
 use sha2::{Digest, Sha256};
 use testbed::expect::{eventually, refused, secs};
-use testbed::guest::{GuestConsole, demonstration_with_disk, phase, start};
+use testbed::guest::{GuestConsole, demonstration_with_disk, powered_off, start};
 use testbed::lab::{hexadecimal, lab_test};
 use testbed::media::packed;
 
@@ -103,12 +103,7 @@ fn a_vm_lives_its_whole_life() -> Result<()> {
 
         // The guest's own power-off makes it stopped, not failed.
         console.line("poweroff").await?;
-        let off = phase(&api, vm.id, VmPhase::Stopped, secs(120)).await?;
-        ensure!(
-            off.last_exit == Some(VmExit::GuestPowerOff),
-            "{:?}",
-            off.last_exit
-        );
+        powered_off(&api, vm.id).await?;
 
         let update = VmUpdate {
             memory: Some(Mib(320)),

@@ -93,8 +93,9 @@ pub enum NotReceived {
 /// Where the bytes of images lie on this host.
 pub trait ImageStore: Send + Sync {
     /// Takes the bytes in. When this returns `Ok`, exactly the promised bytes are on disk for good, and their format was
-    /// looked into: it gives the size of the disk inside, if that is another than theirs. Otherwise nothing is left of them, and a refusal is `checksum_mismatch`, `exhausted`, `in_use` (another
-    /// upload of the same image is under way) or `internal`. Does not tell the cluster: the handler does.
+    /// looked into: it gives the size of the disk inside, if that is another than theirs. Otherwise nothing is left of
+    /// them, and a refusal is `checksum_mismatch`, `exhausted`, `in_use` (another upload of the same image is under way) or
+    /// `internal`. Does not tell the cluster: the handler does.
     fn receive(
         &self,
         image: ImageId,
